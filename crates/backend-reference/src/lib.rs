@@ -1,0 +1,1 @@
+//! Every op plainly, on candle tensors in f32: the oracle.

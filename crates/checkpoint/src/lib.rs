@@ -1,0 +1,1 @@
+//! Checkpoint files: GGUF and safetensors to named tensors.

@@ -1,0 +1,1 @@
+//! The step loop over scheduler, KV cache, model and sampler.

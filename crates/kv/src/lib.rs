@@ -1,0 +1,1 @@
+//! Paged KV cache: blocks and block tables.

@@ -1,0 +1,1 @@
+//! Architectures: configuration, weights, forward.

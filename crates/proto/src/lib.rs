@@ -1,0 +1,1 @@
+//! gRPC types generated from /proto.

@@ -1,0 +1,1 @@
+//! Pure scheduling: what to run next.

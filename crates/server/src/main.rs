@@ -1,0 +1,3 @@
+//! The binary `lingqu`: arguments -> validated config -> wiring -> shutdown.
+
+fn main() {}

@@ -1,0 +1,1 @@
+//! Scalar decode of each format: the definition that every kernel is tested against.

@@ -1,0 +1,1 @@
+//! Tiny models, fake clock, fake backend for tests.
