@@ -89,7 +89,7 @@ impl HostTensor {
         };
         let part = Self::new(name, [range.len(), self.cols], self.format, data)?;
         let Some(scales) = &self.scales else { return Ok(part) };
-        if range.start % scales.rows_per_block != 0 {
+        if !range.start.is_multiple_of(scales.rows_per_block) {
             return self.fail(format!("rows {range:?} do not start at a block of scales"));
         }
         let per_row = self.cols.div_ceil(scales.cols_per_block) * 4;

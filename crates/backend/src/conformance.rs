@@ -1,0 +1,1 @@
+//! The conformance suite: any backend against the reference on generated shapes.
