@@ -146,8 +146,8 @@ pub trait Backend: Send + Sync {
     /// `out = down(silu(gate(x)) * up(x))`. x, out `[rows, hidden]`
     fn ffn(&self, x: View<'_>, weights: &FfnWeights, out: ViewMut<'_>) -> Result<()>;
 
-    /// Chooses `top_k` experts for each row and their weights. logits `[rows, experts]`; `bias` `[experts]` corrects the
-    /// choice but not the weights (DeepSeek-V3 paper, section 2.1.2). See [`RouteSpec`] for the arithmetic.
+    /// Chooses `top_k` experts for each row and their weights. logits `[rows, experts]`; `bias` `[experts]` corrects
+    /// the choice but not the weights (DeepSeek-V3 paper, section 2.1.2). See [`RouteSpec`] for the arithmetic.
     fn route(&self, logits: View<'_>, bias: Option<&Weight>, spec: &RouteSpec, out: &mut Routing) -> Result<()>;
 
     /// `out[r] = sum over slots, in slot order, of weight[r, slot] * ffn_expert[r, slot](x[r])`.

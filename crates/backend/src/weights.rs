@@ -45,7 +45,11 @@ macro_rules! handle {
 
         impl $name {
             /// For backends.
-            pub fn new<T: Any + Send + Sync>([$($field),*]: [usize; handle!(@count $($field)*)], bytes: usize, storage: T) -> Self {
+            pub fn new<T: Any + Send + Sync>(
+                [$($field),*]: [usize; handle!(@count $($field)*)],
+                bytes: usize,
+                storage: T,
+            ) -> Self {
                 Self { $($field,)* bytes, storage: Box::new(storage) }
             }
 

@@ -99,7 +99,7 @@ impl HostTensor {
         part.with_scales(BlockScales { data, ..scales.clone() })
     }
 
-    fn fail<T>(&self, problem: String) -> Result<T, TensorError> {
+    pub(crate) fn fail<T>(&self, problem: String) -> Result<T, TensorError> {
         Err(TensorError { name: self.name.clone(), problem })
     }
 }
