@@ -8,6 +8,7 @@ mod bytes;
 mod format;
 mod host;
 pub mod quant;
+mod values;
 
 pub use bytes::Bytes;
 pub use format::Format;
