@@ -1,5 +1,7 @@
 //! The named bound of every queue and buffer. Each says what it protects.
 
+use crate::sampling::InvalidParam;
+
 /// Bounds of one engine. All are at least 1.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Limits {
@@ -31,7 +33,7 @@ impl Limits {
         let tokens = context_tokens_max * sequences_max.div_ceil(4);
         Self {
             context_tokens_max,
-            batch_rows_max: 512,
+            batch_rows_max: 512.max(sequences_max),
             sequences_max,
             queue_requests_max: 1024,
             block_tokens,
@@ -40,5 +42,48 @@ impl Limits {
             logit_rows_max: 64.max(sequences_max),
             top_logprobs_max: 64,
         }
+    }
+    /// Checks what the engine relies on: one sequence alone always fits the cache, and every running sequence fits a
+    /// step with one row of logits.
+    pub fn validate(&self) -> Result<(), InvalidParam> {
+        let at_least = |field, value: usize, least: usize, why: &str| match value >= least {
+            true => Ok(()),
+            false => Err(InvalidParam { field, problem: format!("{value} is less than {least}: {why}") }),
+        };
+        let sequences = self.sequences_max;
+        at_least("context_tokens_max", self.context_tokens_max, 1, "a sequence holds a token")?;
+        at_least("sequences_max", sequences, 1, "one sequence runs")?;
+        at_least("queue_requests_max", self.queue_requests_max, 1, "a request passes through the queue")?;
+        at_least("unread_tokens_max", self.unread_tokens_max, 1, "a token passes through the stream")?;
+        at_least("block_tokens", self.block_tokens, 1, "a block holds a position")?;
+        at_least("batch_rows_max", self.batch_rows_max, sequences, "every running sequence takes a row")?;
+        at_least("logit_rows_max", self.logit_rows_max, sequences, "every running sequence takes a row of logits")?;
+        let blocks = self.context_tokens_max.div_ceil(self.block_tokens);
+        at_least("blocks", self.blocks, blocks, "one sequence may fill its context")
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn limits_that_cannot_work_are_named() {
+        let check = |field: &str, edit: fn(&mut Limits)| {
+            for (context, sequences) in [(1, 1), (100, 3), (131_072, 64)] {
+                assert_eq!(Limits::for_context(context, sequences).validate(), Ok(()));
+            }
+            let mut limits = Limits::for_context(100, 4);
+            edit(&mut limits);
+            assert_eq!(limits.validate().expect_err(field).field, field);
+        };
+        check("context_tokens_max", |l| l.context_tokens_max = 0);
+        check("sequences_max", |l| l.sequences_max = 0);
+        check("queue_requests_max", |l| l.queue_requests_max = 0);
+        check("unread_tokens_max", |l| l.unread_tokens_max = 0);
+        check("block_tokens", |l| l.block_tokens = 0);
+        check("batch_rows_max", |l| l.batch_rows_max = 3);
+        check("logit_rows_max", |l| l.logit_rows_max = 3);
+        check("blocks", |l| l.blocks = 3);
     }
 }

@@ -1,0 +1,80 @@
+//! One sequence as the scheduler sees it: lengths and blocks.
+
+use lingqu_kv::BlockTable;
+use lingqu_types::RequestId;
+
+use crate::plan::{Budget, SlicePlan};
+
+/// A request's summary.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct NewSequence {
+    pub id: RequestId,
+    /// At least 1.
+    pub prompt_tokens: usize,
+    /// The logits of every prompt row are wanted, once each: log-probabilities of the prompt.
+    pub prompt_logits: bool,
+}
+
+#[derive(Debug)]
+pub(crate) struct Sequence {
+    /// Tokens known: the prompt and what was drawn since.
+    pub tokens: usize,
+    /// Tokens in the cache.
+    pub computed: usize,
+    /// Prompt rows whose logits are still wanted: `scored..prompt_logits`. Recomputing does not ask for them again.
+    scored: usize,
+    prompt_logits: usize,
+    pub paused: bool,
+    pub table: BlockTable,
+}
+
+impl Sequence {
+    pub fn new(new: &NewSequence, block_tokens: usize) -> Self {
+        Self {
+            tokens: new.prompt_tokens,
+            computed: 0,
+            scored: 0,
+            prompt_logits: if new.prompt_logits { new.prompt_tokens } else { 0 },
+            paused: false,
+            table: BlockTable::new(block_tokens),
+        }
+    }
+
+    /// Only its newest token is missing from the cache.
+    pub fn decodes(&self) -> bool {
+        !self.paused && self.tokens - self.computed == 1
+    }
+
+    /// Several tokens are missing from the cache; their blocks are there since admission.
+    pub fn prefills(&self) -> bool {
+        !self.paused && self.tokens - self.computed > 1
+    }
+
+    /// Blocks it must be given before its next row, if that is a decode.
+    pub fn decode_blocks_missing(&self) -> usize {
+        if self.decodes() { self.table.missing_for(self.tokens) } else { 0 }
+    }
+
+    /// As much of what is missing as the step can still hold; `None` if that is nothing.
+    pub fn next_slice(&self, id: RequestId, budget: &mut Budget) -> Option<SlicePlan> {
+        let missing = self.tokens - self.computed;
+        // Rows before the first whose logits are wanted. After the prompt is scored that is the last row of all.
+        let first_wanted = self.scored.max(self.computed);
+        let plain = if self.scored < self.prompt_logits { first_wanted - self.computed } else { missing - 1 };
+        let rows = missing.min(budget.rows).min(plain + budget.logit_rows);
+        if rows == 0 {
+            return None;
+        }
+        let logit_rows = rows.saturating_sub(plain);
+        budget.rows -= rows;
+        budget.logit_rows -= logit_rows;
+        Some(SlicePlan { id, context: self.computed, rows, logit_rows, reaches_end: rows == missing })
+    }
+
+    /// The slice was computed.
+    pub fn advance(&mut self, slice: &SlicePlan) {
+        self.computed = slice.context + slice.rows;
+        self.scored = self.scored.max(self.computed.min(self.prompt_logits));
+        self.tokens += usize::from(slice.reaches_end);
+    }
+}
