@@ -50,8 +50,7 @@ def make(root, only=None):
     if only and NAME not in only:
         return
     folder = root / NAME
-    hf_models.write_config(folder, CONFIG)  # without quantization_config, which transformers would act upon
-    empty = hf_models.skeleton(folder)
+    empty = hf_models.skeleton(CONFIG)
     hf_models.write_config(folder, CONFIG | {"quantization_config": QUANTIZATION})
     weights = tiny.random_weights(empty, SEED, torch.float32)
     weights = {n: uneven(n, t) if fp8.is_quantised(n) else t for n, t in weights.items()}

@@ -157,9 +157,10 @@ def save_sharded(folder, weights, shards):
     (folder / "model.safetensors.index.json").write_text(json.dumps(index, indent=2) + "\n")
 
 
-def skeleton(folder):
-    """An uninitialised model for the folder's config.json, for its tensor names and shapes."""
-    config = AutoConfig.from_pretrained(folder)
+def skeleton(settings):
+    """An uninitialised model for what a config.json says, for its tensor names and shapes."""
+    settings = {key: value for key, value in settings.items() if key != "quantization_config"}
+    config = AutoConfig.for_model(**settings)
     with torch.device("meta"):
         return AutoModelForCausalLM.from_config(config)
 
@@ -167,8 +168,9 @@ def skeleton(folder):
 def make_one(root, name):
     seed, dtype, shards, config = MODELS[name]
     folder = root / name
-    write_config(folder, config | {"torch_dtype": dtype})
-    empty = skeleton(folder)
+    config = config | {"torch_dtype": dtype}
+    write_config(folder, config)
+    empty = skeleton(config)
     weights = tiny.random_weights(empty, seed, getattr(torch, dtype))
     save_sharded(folder, weights, shards)
     model = reference.build(empty.config, weights)
