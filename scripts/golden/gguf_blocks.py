@@ -51,6 +51,19 @@ def fill(kind, count, d, m, rng):
     return blocks
 
 
+def balance(kind, blocks, rng):
+    """Makes each sub-block's minimum nearly its scale, as centred weights have it; else sub-blocks are mostly offset."""
+    if kind == Type.Q2_K:  # 16 bytes: scale in the low nibble, minimum in the high one
+        scale = blocks[:, :16] & 15
+        blocks[:, :16] = scale | ((scale ^ rng.integers(0, 2, scale.shape, dtype=np.uint8)) << 4)
+    if kind in (Type.Q4_K, Type.Q5_K):  # 12 bytes of 6-bit fields: 0..4 scales, 4..8 minima, 8..12 nibbles of both
+        fields = blocks[:, 4:16]
+        jitter = rng.integers(0, 4, (2, len(blocks), 4), dtype=np.uint8)
+        fields[:, 4:8] = fields[:, 0:4] ^ jitter[0]
+        low = fields[:, 8:12] & 15
+        fields[:, 8:12] = low | ((low ^ jitter[1]) << 4)
+
+
 def random_rows(kind, shape, std, rng):
     """Valid random data of `kind` for a tensor [..., columns] whose values have about this standard deviation."""
     values, _ = gguf.GGML_QUANT_SIZES[kind]
@@ -58,8 +71,10 @@ def random_rows(kind, shape, std, rng):
     count = int(np.prod(shape)) // values
     layout, unit = LAYOUTS[kind], np.ones(256)
     probe = fill(kind, 256, unit, unit * layout.m_of_d, np.random.default_rng(1))
+    balance(kind, probe, np.random.default_rng(2))
     d = std / gguf.dequantize(probe, kind).std() * rng.uniform(0.7, 1.3, count)
     blocks = fill(kind, count, d, d * layout.m_of_d, rng)
+    balance(kind, blocks, rng)
     return blocks.reshape(*shape[:-1], -1)
 
 
