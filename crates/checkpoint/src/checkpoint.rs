@@ -2,6 +2,7 @@
 
 use std::collections::HashMap;
 use std::path::Path;
+use std::sync::Arc;
 
 use lingqu_tensor::{BlockScales, Bytes, Format, HostTensor};
 
@@ -61,7 +62,12 @@ impl Checkpoint {
 
     /// The same from files embedded in the binary: `(name, bytes)` of a Hugging Face folder or of one GGUF model.
     pub fn embedded(files: &[(&str, &'static [u8])]) -> Result<Self, CheckpointError> {
-        let folder = Folder::embedded(files);
+        Self::in_memory(files.iter().map(|&(name, bytes)| (name.into(), Bytes::new(Arc::new(bytes)))).collect())
+    }
+
+    /// The same from bytes in memory.
+    pub fn in_memory(files: Vec<(String, Bytes)>) -> Result<Self, CheckpointError> {
+        let folder = Folder::Memory(files);
         let label = folder.label();
         Self::open_folder(folder, label)
     }

@@ -42,7 +42,10 @@ impl CheckpointError {
 /// A name out of a file, fit for one line of a terminal: no control characters, and not without end.
 pub(crate) fn shown(name: &str) -> String {
     const CHARS_MAX: usize = 120;
-    let mut line: String = name.chars().take(CHARS_MAX).flat_map(char::escape_debug).collect();
+    let mut line = String::new();
+    for c in name.chars().take(CHARS_MAX) {
+        if c.is_control() { line.extend(c.escape_default()) } else { line.push(c) }
+    }
     if name.chars().nth(CHARS_MAX).is_some() {
         line.push('…');
     }

@@ -1,4 +1,4 @@
-//! Where files come from: a folder on disk, memory-mapped, or bytes embedded in the binary.
+//! Where files come from: a folder on disk, memory-mapped, or bytes in memory (embedded in the binary).
 
 use std::fs;
 use std::io::Read;
@@ -13,7 +13,7 @@ use crate::error::CheckpointError;
 #[derive(Debug)]
 pub enum Folder {
     Disk(PathBuf),
-    Embedded(Vec<(String, Bytes)>),
+    Memory(Vec<(String, Bytes)>),
 }
 
 /// One file: how errors call it, and its bytes.
@@ -24,15 +24,11 @@ pub struct SourceFile {
 }
 
 impl Folder {
-    pub fn embedded(files: &[(&str, &'static [u8])]) -> Self {
-        Self::Embedded(files.iter().map(|&(name, bytes)| (name.to_string(), Bytes::new(Arc::new(bytes)))).collect())
-    }
-
     /// What errors call the folder.
     pub fn label(&self) -> String {
         match self {
             Folder::Disk(path) => path.display().to_string(),
-            Folder::Embedded(_) => "embedded model".into(),
+            Folder::Memory(_) => "model in memory".into(),
         }
     }
 
@@ -40,7 +36,7 @@ impl Folder {
     pub fn file_label(&self, name: &str) -> String {
         match self {
             Folder::Disk(path) => path.join(name).display().to_string(),
-            Folder::Embedded(_) => format!("embedded {name}"),
+            Folder::Memory(_) => format!("{name} (in memory)"),
         }
     }
 
@@ -52,7 +48,7 @@ impl Folder {
                 let entries = fs::read_dir(path).map_err(failed)?.collect::<Result<Vec<_>, _>>().map_err(failed)?;
                 entries.iter().filter_map(|entry| entry.file_name().into_string().ok()).collect()
             }
-            Folder::Embedded(files) => files.iter().map(|(name, _)| name.clone()).collect(),
+            Folder::Memory(files) => files.iter().map(|(name, _)| name.clone()).collect(),
         };
         names.sort();
         Ok(names)
@@ -66,7 +62,7 @@ impl Folder {
                 Some(file) => map_file(&file, &label)?,
                 None => return Ok(None),
             },
-            Folder::Embedded(_) => match self.embedded_bytes(name) {
+            Folder::Memory(_) => match self.memory_bytes(name) {
                 Some(bytes) => bytes,
                 None => return Ok(None),
             },
@@ -86,15 +82,15 @@ impl Folder {
                 file.take(bytes_max as u64 + 1).read_to_end(&mut bytes).map_err(failed)?;
                 if bytes.len() > bytes_max { Err(too_long()) } else { Ok(Some(bytes.into())) }
             }
-            Folder::Embedded(_) => match self.embedded_bytes(name) {
+            Folder::Memory(_) => match self.memory_bytes(name) {
                 Some(bytes) if bytes.len() > bytes_max => Err(too_long()),
                 bytes => Ok(bytes),
             },
         }
     }
 
-    fn embedded_bytes(&self, name: &str) -> Option<Bytes> {
-        let Folder::Embedded(files) = self else { return None };
+    fn memory_bytes(&self, name: &str) -> Option<Bytes> {
+        let Folder::Memory(files) = self else { return None };
         files.iter().find(|(n, _)| n == name).map(|(_, bytes)| bytes.clone())
     }
 }

@@ -2,4 +2,8 @@
 
 #![forbid(unsafe_code)]
 
+pub mod gguf_writer;
 pub mod rng;
+pub mod safetensors_writer;
+#[cfg(feature = "toy")]
+pub mod toy;
