@@ -1,0 +1,147 @@
+//! The table of token ids: the bytes each one stands for, and which are special.
+
+use std::collections::HashMap;
+use std::sync::OnceLock;
+
+use lingqu_types::TokenId;
+
+/// Ids lie below this. The largest published vocabularies have about 260,000; a file that names an id of four
+/// thousand million must not make us allocate for it.
+pub(crate) const VOCAB_SIZE_MAX: usize = 1 << 21;
+
+/// Bytes of one token. The longest in published vocabularies have a few hundred (runs of spaces or dashes).
+pub(crate) const TOKEN_BYTES_MAX: usize = 1 << 12;
+
+/// Immutable after loading.
+pub(crate) struct Vocabulary {
+    /// Bytes of all tokens, one after another.
+    bytes: Vec<u8>,
+    /// Token `i` is `bytes[ends[i - 1]..ends[i]]`. `[vocab]`
+    ends: Vec<u32>,
+    /// `[vocab]`
+    kinds: Vec<TokenKind>,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum TokenKind {
+    /// No token has this id, or it is padding: it stands for no text.
+    Absent,
+    Ordinary,
+    /// Found in text before BPE runs, and shown like text: `<think>`.
+    Added,
+    /// Control: found in text where special tokens are parsed, left out of decoded text where they are skipped.
+    Special,
+}
+
+impl Vocabulary {
+    /// `entries` gives (id, content as it stands in the file, kind); a later entry of an id wins.
+    /// Contents are at most `TOKEN_BYTES_MAX` long and ids below `VOCAB_SIZE_MAX`: the readers check.
+    pub(crate) fn new<'a>(entries: impl Iterator<Item = (TokenId, &'a str, TokenKind)>) -> Self {
+        let mut table: Vec<(&str, TokenKind)> = Vec::new();
+        for (id, content, kind) in entries {
+            let index = id as usize;
+            if index >= table.len() {
+                table.resize(index + 1, ("", TokenKind::Absent));
+            }
+            table[index] = (content, kind);
+        }
+        let mut bytes = Vec::new();
+        let mut ends = Vec::with_capacity(table.len());
+        for &(content, kind) in &table {
+            if kind != TokenKind::Absent {
+                push_token_bytes(content, &mut bytes);
+            }
+            ends.push(
+                u32::try_from(bytes.len()).expect("at most 2^21 ids of 2^12 bytes are below 2^33; readers bound"),
+            );
+        }
+        Self { bytes, ends, kinds: table.iter().map(|&(_, kind)| kind).collect() }
+    }
+
+    pub(crate) fn len(&self) -> usize {
+        self.ends.len()
+    }
+
+    /// `None` past the vocabulary and for ids that no token has.
+    pub(crate) fn token_bytes(&self, id: TokenId) -> Option<&[u8]> {
+        let index = id as usize;
+        match self.kinds.get(index)? {
+            TokenKind::Absent => None,
+            _ => {
+                let start = if index == 0 { 0 } else { self.ends[index - 1] as usize };
+                Some(&self.bytes[start..self.ends[index] as usize])
+            }
+        }
+    }
+
+    pub(crate) fn kind(&self, id: TokenId) -> TokenKind {
+        self.kinds.get(id as usize).copied().unwrap_or(TokenKind::Absent)
+    }
+}
+
+/// Appends the bytes a token stands for. As Hugging Face's ByteLevel decoder has it: a token written wholly in the
+/// byte alphabet stands for those bytes; any other (an added token such as `<｜User｜>`) for its own UTF-8.
+fn push_token_bytes(content: &str, out: &mut Vec<u8>) {
+    let start = out.len();
+    for c in content.chars() {
+        match byte_alphabet().get(&c) {
+            Some(&byte) => out.push(byte),
+            None => {
+                out.truncate(start);
+                out.extend_from_slice(content.as_bytes());
+                return;
+            }
+        }
+    }
+}
+
+/// GPT-2's printable stand-ins for bytes: visible Latin-1 stands for itself, the other 68 bytes, in order, for U+0100
+/// and up (`bytes_to_unicode` in the GPT-2 release).
+fn byte_alphabet() -> &'static HashMap<char, u8> {
+    static ALPHABET: OnceLock<HashMap<char, u8>> = OnceLock::new();
+    ALPHABET.get_or_init(|| {
+        let mut next = 0x100;
+        let mut map = HashMap::with_capacity(256);
+        for byte in 0..=255u8 {
+            let visible = matches!(byte, b'!'..=b'~' | 0xa1..=0xac | 0xae..=0xff);
+            let c = if visible { u32::from(byte) } else { next };
+            next += u32::from(!visible);
+            map.insert(char::from_u32(c).expect("below U+0144"), byte);
+        }
+        map
+    })
+}
+
+/// The content that stands for one byte; tests build vocabularies of it.
+#[cfg(test)]
+pub(crate) fn byte_content(byte: u8) -> String {
+    byte_alphabet().iter().find(|&(_, &b)| b == byte).map(|(c, _)| c.to_string()).expect("all 256 bytes are there")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn contents_become_bytes() {
+        let check = |content: &str, bytes: &[u8]| {
+            let v = Vocabulary::new([(1, content, TokenKind::Ordinary)].into_iter());
+            assert_eq!(v.token_bytes(1), Some(bytes), "{content}");
+            assert_eq!((v.token_bytes(0), v.token_bytes(2), v.len()), (None, None, 2));
+        };
+        check("Ġhello", b" hello");
+        check("Ċ", b"\n");
+        check("ä½ł", "你".as_bytes());
+        check("ä½", &[0xe4, 0xbd]);
+        check("<think>", b"<think>");
+        check("<｜User｜>", "<｜User｜>".as_bytes());
+        check("ĠĀ", &[0x20, 0x00]);
+    }
+
+    #[test]
+    fn alphabet_covers_every_byte_once() {
+        let mut seen: Vec<u8> = byte_alphabet().values().copied().collect();
+        seen.sort_unstable();
+        assert_eq!(seen, (0..=255).collect::<Vec<u8>>());
+    }
+}
