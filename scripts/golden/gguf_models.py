@@ -68,7 +68,7 @@ MODELS = {
         v_head_dim=40, n_routed_experts=8, n_shared_experts=2, num_experts_per_tok=3, n_group=1, topk_group=1),
         {"merged_kv_b": True}),
     # V2-Lite like: no q_lora, softmax; expert width 96, so that down_exps falls back to 32-value blocks
-    "deepseek2-v2-lite-q4_k_m": (562, Type.Q4_K, Type.Q6_K, "deepseek-llm", hf_models.DEEPSEEK_V2 | dict(
+    "deepseek2-v2-lite-q4_k_m": (562, Type.Q4_K, Type.Q6_K, "deepseek-v3", hf_models.DEEPSEEK_V2 | dict(
         vocab_size=VOCAB, hidden_size=256, intermediate_size=512, moe_intermediate_size=96, num_hidden_layers=2,
         num_attention_heads=4, num_key_value_heads=4, q_lora_rank=None, kv_lora_rank=64, qk_nope_head_dim=32,
         qk_rope_head_dim=32, v_head_dim=64, n_routed_experts=8, n_shared_experts=2, num_experts_per_tok=3,
