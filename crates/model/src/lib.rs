@@ -1,1 +1,94 @@
-//! Architectures: configuration, weights, forward.
+//! Models: from the files of a checkpoint to logits.
+//!
+//! Reads configurations, finds and uploads weights, and runs one forward for everything that a [`Batch`] holds. Must
+//! not know: requests, sampling, schedules, wire formats, or which device does the work: it sees only
+//! [`lingqu_backend::Backend`] and, for routed experts wherever they live, [`lingqu_backend::Exchange`].
+//!
+//! Start with [`Package::open`] and [`load`]; then `arch/deepseek.rs`, whose `forward` reads like the paper;
+//! `registry.rs` has one row for each architecture, `config/` the two file formats that describe them, `names.rs` what
+//! those call each weight.
+
+#![forbid(unsafe_code)]
+
+mod arch;
+mod config;
+mod error;
+mod layers;
+mod loader;
+mod names;
+mod package;
+mod registry;
+mod summary;
+
+use std::sync::Arc;
+
+use lingqu_backend::{Backend, Exchange, KvEntry, KvStore, View};
+use lingqu_types::Batch;
+
+pub use config::{AttentionConfig, GqaConfig, MlaConfig, ModelConfig, MoeConfig, RopeConfig, RopeScaling};
+pub use error::ModelError;
+pub use loader::LoadProgress;
+pub use names::{Naming, Place, Role};
+pub use package::{GenerationDefaults, Package};
+pub use summary::{Summary, WeightGroup, summary};
+
+/// Sizes of the buffers that are made once, at load. All at least 1.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct LoadOptions {
+    /// Rows of one forward at most.
+    pub batch_rows_max: usize,
+    /// Rows of logits of one forward at most.
+    pub logit_rows_max: usize,
+    /// Positions that a sequence may reach.
+    pub context_tokens_max: usize,
+}
+
+/// A model on a device.
+pub trait Model: Send {
+    fn config(&self) -> &ModelConfig;
+
+    /// Computes the rows of `batch`, appends their keys and values to `kv`, and returns the logits of the rows that
+    /// the batch asks for: `[logit_rows, vocab]`, on the device, until the next forward.
+    ///
+    /// A row's logits do not depend on what else is in the batch, nor on how its prompt was cut into batches: bit for
+    /// bit. The batch must hold [`Batch::validate`]'s invariants, known token ids and no more rows than
+    /// [`LoadOptions`] said: breaking that is a bug of ours and panics.
+    fn forward(&mut self, batch: &Batch, kv: &mut KvStore) -> Result<View<'_>, lingqu_backend::BackendError>;
+
+    /// What one position of the KV cache holds, per layer.
+    fn kv_entry(&self) -> KvEntry {
+        self.config().kv_entry()
+    }
+
+    fn layers(&self) -> usize {
+        self.config().layers
+    }
+}
+
+/// Uploads the weights of `package` and makes the model's buffers. Routed experts are put on `backend` too.
+///
+/// # Errors
+/// Name the tensor that is missing, misshapen or holds NaN, or what the backend cannot hold.
+pub fn load(
+    package: &Package,
+    backend: Arc<dyn Backend>,
+    options: &LoadOptions,
+    progress: &mut dyn FnMut(LoadProgress),
+) -> Result<Box<dyn Model>, ModelError> {
+    load_with_exchange(package, backend, options, None, progress)
+}
+
+/// The same with routed experts that live elsewhere, behind `exchange`: theirs are not loaded here. `None`: [`load`].
+pub fn load_with_exchange(
+    package: &Package,
+    backend: Arc<dyn Backend>,
+    options: &LoadOptions,
+    exchange: Option<Arc<dyn Exchange>>,
+    progress: &mut dyn FnMut(LoadProgress),
+) -> Result<Box<dyn Model>, ModelError> {
+    let architecture = registry::by_name(package.config.architecture);
+    let mut loader = loader::Loader::new(&package.checkpoint, &package.config, options, backend, progress);
+    let model = (architecture.load)(&mut loader, exchange)?;
+    loader.finish();
+    Ok(model)
+}
