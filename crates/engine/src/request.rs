@@ -1,0 +1,153 @@
+//! One request inside the engine: its tokens, its sampler, and what its client is told.
+
+use lingqu_sampler::{Draw, LogProbs, Sampler, SamplerError};
+use lingqu_scheduler::{SliceOutcome, SlicePlan};
+use lingqu_types::{FinishReason, GenerateRequest, RequestId, TokenId, TokenOutput, Usage};
+
+use crate::stream::{EventSender, Finished, PromptLogprobs, TokenEvent};
+use crate::{EngineConfig, EngineError};
+
+/// A request on its way into the loop. It has been checked.
+pub(crate) struct Submission {
+    pub id: RequestId,
+    pub request: GenerateRequest,
+    /// Output tokens at most, the context's bound included.
+    pub outputs_max: usize,
+    pub seed: u64,
+    pub sender: EventSender,
+}
+
+/// A request in the loop.
+pub(crate) struct Active {
+    request: GenerateRequest,
+    outputs_max: usize,
+    seed: u64,
+    pub sender: EventSender,
+    /// The prompt, then every token drawn.
+    pub tokens: Vec<TokenId>,
+    prompt_tokens: usize,
+    /// Tokens that end the generation, ascending.
+    stops: Vec<TokenId>,
+    /// Made at the first draw, so that a waiting request costs its prompt alone.
+    sampler: Option<Sampler>,
+    scores: PromptLogprobs,
+}
+
+/// What one row of logits led to.
+enum Drawn {
+    Token(TokenOutput),
+    Stop,
+}
+
+impl Active {
+    pub fn new(submission: Submission, config: &EngineConfig) -> Self {
+        let Submission { mut request, outputs_max, seed, sender, .. } = submission;
+        let tokens = std::mem::take(&mut request.prompt);
+        let mut stops = std::mem::take(&mut request.stop.stop_token_ids);
+        if !request.stop.ignore_eos {
+            stops.extend(&config.eos_token_ids);
+        }
+        stops.sort_unstable();
+        let prompt_tokens = tokens.len();
+        let scores = PromptLogprobs::default();
+        Self { request, outputs_max, seed, sender, tokens, prompt_tokens, stops, sampler: None, scores }
+    }
+
+    /// Takes the logits of one computed slice, `[slice.logit_rows, vocab]`, and tells the client what follows.
+    pub fn deliver(&mut self, slice: &SlicePlan, logits: &mut [f32], vocab: usize) -> SliceOutcome {
+        let first = slice.context + slice.rows - slice.logit_rows;
+        match self.score_prompt(first, logits, vocab) {
+            Ok(true) => {}
+            Ok(false) => return SliceOutcome::Finished,
+            Err(error) => return self.fail(error),
+        }
+        if !slice.reaches_end {
+            return SliceOutcome::Advanced;
+        }
+        if self.outputs_max == 0 {
+            return self.finish(FinishReason::Length, 0);
+        }
+        let last = logits.len() - vocab;
+        let outputs = self.tokens.len() - self.prompt_tokens + 1;
+        match self.draw(&mut logits[last..]) {
+            Err(problem) => self.fail(EngineError::Logits { position: self.tokens.len() - 1, problem }),
+            Ok(Drawn::Stop) => self.finish(FinishReason::Stop, outputs),
+            Ok(Drawn::Token(token)) => {
+                self.tokens.push(token.token);
+                match self.sender.send(TokenEvent::Token(token)) {
+                    false => SliceOutcome::Finished,
+                    true if outputs == self.outputs_max => self.finish(FinishReason::Length, outputs),
+                    true => SliceOutcome::Advanced,
+                }
+            }
+        }
+    }
+
+    /// The request asks for nothing that a step could compute.
+    pub fn wants_nothing(&self) -> bool {
+        self.outputs_max == 0 && self.request.prompt_logprobs.is_none()
+    }
+
+    /// Ends the stream with an error.
+    pub fn fail(&self, error: EngineError) -> SliceOutcome {
+        self.sender.fail(error);
+        SliceOutcome::Finished
+    }
+
+    /// Ends the stream.
+    pub fn finish(&self, reason: FinishReason, outputs: usize) -> SliceOutcome {
+        let usage = Usage {
+            prompt_tokens: self.prompt_tokens as u32,
+            completion_tokens: outputs as u32,
+            reasoning_tokens: 0, // Only text tells; `TextStream` counts them.
+        };
+        self.sender.send(TokenEvent::Finished(Finished { reason, usage, seed: self.seed }));
+        SliceOutcome::Finished
+    }
+
+    /// Scores prompt positions from `first` on, if asked for; false if the client is gone.
+    fn score_prompt(&mut self, first: usize, logits: &[f32], vocab: usize) -> Result<bool, EngineError> {
+        let Some(top) = self.request.prompt_logprobs else { return Ok(true) };
+        if self.scores.top.len() == self.prompt_tokens || logits.is_empty() {
+            return Ok(true); // Told already, or nothing new.
+        }
+        assert_eq!(first, self.scores.top.len(), "prompt rows come once each, in order");
+        if first == 0 {
+            self.scores.logprobs.push(None);
+        }
+        for (row, position) in logits.chunks_exact(vocab).zip(first..) {
+            let failed = |problem| EngineError::Logits { position, problem };
+            let logprobs = LogProbs::new(row).map_err(failed)?;
+            self.scores.top.push(logprobs.top(top as usize));
+            if position + 1 < self.prompt_tokens {
+                let next = self.tokens[position + 1];
+                self.scores.logprobs.push(Some(logprobs.of(next).map_err(failed)?));
+            }
+        }
+        if self.scores.top.len() < self.prompt_tokens {
+            return Ok(true);
+        }
+        let logprobs = std::mem::take(&mut self.scores.logprobs);
+        // The positions stay counted, so that a recomputed prompt is not told twice.
+        let top = std::mem::replace(&mut self.scores.top, vec![Vec::new(); self.prompt_tokens]);
+        Ok(self.sender.send(TokenEvent::Prompt(PromptLogprobs { logprobs, top })))
+    }
+
+    /// Draws the next token from one row of logits, `[vocab]`.
+    fn draw(&mut self, logits: &mut [f32]) -> Result<Drawn, SamplerError> {
+        let (prompt, outputs) = self.tokens.split_at(self.prompt_tokens);
+        let sampler = self.sampler.get_or_insert_with(|| Sampler::new(&self.request.sampling, self.seed, prompt));
+        // The model's own distribution: taken before the sampler changes the logits.
+        let top = match self.request.logprobs {
+            Some(k) if k > 0 => LogProbs::new(logits)?.top(k as usize),
+            _ => Vec::new(),
+        };
+        let report_logprob = self.request.logprobs.is_some();
+        let how = Draw { output_index: outputs.len() as u64, report_logprob, allowed: None };
+        let sampled = sampler.sample(logits, how)?;
+        if self.stops.binary_search(&sampled.token).is_ok() {
+            return Ok(Drawn::Stop);
+        }
+        Ok(Drawn::Token(TokenOutput { token: sampled.token, logprob: sampled.logprob, top }))
+    }
+}

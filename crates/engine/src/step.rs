@@ -1,0 +1,201 @@
+//! The step loop: take the mail, plan, compute, draw, tell; again.
+
+use std::collections::BTreeMap;
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::sync::Arc;
+
+use lingqu_backend::{Backend, BackendError, KvSpec, KvStore};
+use lingqu_model::Model;
+use lingqu_scheduler::{NewSequence, Scheduler, SliceOutcome, StepPlan};
+use lingqu_types::{Batch, FinishReason, RequestId, SequenceSlice};
+
+use crate::mailbox::{Mail, Mailbox};
+use crate::request::{Active, Submission};
+use crate::{EngineConfig, EngineError};
+
+/// All that the engine's thread owns.
+pub(crate) struct StepLoop {
+    config: EngineConfig,
+    model: Box<dyn Model>,
+    backend: Arc<dyn Backend>,
+    kv: KvStore,
+    scheduler: Scheduler,
+    mailbox: Arc<Mailbox>,
+    /// Every request that the scheduler knows.
+    requests: BTreeMap<RequestId, Active>,
+    batch: Batch,
+    /// `[logit_rows_max, vocab]`
+    logits: Vec<f32>,
+    outcomes: Vec<SliceOutcome>,
+    vocab: usize,
+}
+
+impl StepLoop {
+    /// Allocates the cache and the buffers; `config.limits` are valid.
+    pub fn new(
+        model: Box<dyn Model>,
+        backend: Arc<dyn Backend>,
+        config: EngineConfig,
+        mailbox: Arc<Mailbox>,
+    ) -> Result<Self, BackendError> {
+        let limits = &config.limits;
+        let spec = KvSpec {
+            layers: model.layers(),
+            blocks: limits.blocks,
+            block_tokens: limits.block_tokens,
+            entry: model.kv_entry(),
+        };
+        let vocab = model.config().vocab_size;
+        Ok(Self {
+            kv: backend.alloc_kv(&spec)?,
+            scheduler: Scheduler::new(limits),
+            requests: BTreeMap::new(),
+            batch: Batch::default(),
+            logits: vec![0.0; limits.logit_rows_max * vocab],
+            outcomes: Vec::new(),
+            vocab,
+            config,
+            model,
+            backend,
+            mailbox,
+        })
+    }
+
+    /// The body of the engine's thread. However it ends, every request gets its last word.
+    pub fn run(mut self) {
+        let why = match catch_unwind(AssertUnwindSafe(|| self.run_steps())) {
+            Ok(Ok(())) => EngineError::Stopped,
+            Ok(Err(error)) => error,
+            Err(panic) => EngineError::Panicked(panic_message(&*panic)),
+        };
+        if !matches!(why, EngineError::Stopped) {
+            tracing::error!("{why}");
+        }
+        let mail = self.mailbox.end(why.clone());
+        for request in self.requests.values() {
+            request.fail(why.clone());
+        }
+        for submission in mail.submitted {
+            submission.sender.fail(why.clone());
+        }
+    }
+
+    fn run_steps(&mut self) -> Result<(), EngineError> {
+        let mut idle = true;
+        while let Some(mail) = self.mailbox.take(self.scheduler.load(), idle) {
+            self.read(mail);
+            idle = !self.step()?;
+        }
+        Ok(())
+    }
+
+    fn read(&mut self, mail: Mail) {
+        for submission in mail.submitted {
+            self.admit(submission);
+        }
+        for id in mail.aborted {
+            self.scheduler.abort(id);
+            self.requests.remove(&id);
+        }
+        for id in mail.resumed {
+            self.scheduler.set_paused(id, false);
+        }
+    }
+
+    fn admit(&mut self, submission: Submission) {
+        let id = submission.id;
+        let prompt_tokens = submission.request.prompt.len();
+        let prompt_logits = submission.request.prompt_logprobs.is_some();
+        let request = Active::new(submission, &self.config);
+        if request.wants_nothing() {
+            request.finish(FinishReason::Length, 0);
+            return;
+        }
+        self.scheduler.add(NewSequence { id, prompt_tokens, prompt_logits });
+        self.requests.insert(id, request);
+    }
+
+    /// One step; false if there is nothing to do until mail comes. An error ends the engine.
+    fn step(&mut self) -> Result<bool, EngineError> {
+        let Some(plan) = self.scheduler.next_step() else { return Ok(false) };
+        self.fill_batch(&plan);
+        match self.forward() {
+            Ok(()) => self.deliver(&plan),
+            Err(error) => self.fail(&plan, error)?,
+        }
+        Ok(true)
+    }
+
+    /// Writes the plan out as rows, with tokens and block tables.
+    fn fill_batch(&mut self, plan: &StepPlan) {
+        let batch = &mut self.batch;
+        batch.tokens.clear();
+        batch.logit_rows.clear();
+        batch.sequences.resize_with(plan.slices.len(), || SequenceSlice { rows: 0..0, context: 0, blocks: Vec::new() });
+        for (slice, sequence) in plan.slices.iter().zip(&mut batch.sequences) {
+            let start = batch.tokens.len();
+            let end = start + slice.rows;
+            let tokens = &self.requests[&slice.id].tokens;
+            batch.tokens.extend_from_slice(&tokens[slice.context..slice.context + slice.rows]);
+            batch.logit_rows.extend(((end - slice.logit_rows)..end).map(|row| row as u32));
+            sequence.rows = start..end;
+            sequence.context = slice.context;
+            sequence.blocks.clear();
+            sequence.blocks.extend_from_slice(self.scheduler.blocks(slice.id));
+        }
+        debug_assert_eq!(batch.validate(self.config.limits.block_tokens), Ok(()));
+    }
+
+    /// Computes the batch and brings its logits to the host.
+    fn forward(&mut self) -> Result<(), BackendError> {
+        let logits = self.model.forward(&self.batch, &mut self.kv)?; // [logit_rows, vocab]
+        match self.batch.logit_rows.len() {
+            0 => Ok(()),
+            rows => self.backend.read(logits, &mut self.logits[..rows * self.vocab]),
+        }
+    }
+
+    /// Hands each sequence its logits, and the scheduler what came of them.
+    fn deliver(&mut self, plan: &StepPlan) {
+        self.outcomes.clear();
+        let mut rest = self.logits.as_mut_slice();
+        for slice in &plan.slices {
+            let (rows, after) = rest.split_at_mut(slice.logit_rows * self.vocab);
+            rest = after;
+            let request = self.requests.get_mut(&slice.id).expect("the scheduler knows only live requests");
+            let outcome = request.deliver(slice, rows, self.vocab);
+            if outcome == SliceOutcome::Finished {
+                self.requests.remove(&slice.id);
+            } else if request.sender.pause() {
+                self.scheduler.set_paused(slice.id, true);
+            }
+            self.outcomes.push(outcome);
+        }
+        self.scheduler.on_step_done(plan, &self.outcomes);
+    }
+
+    /// Fails the requests of a step. Others go on, unless the device is lost.
+    fn fail(&mut self, plan: &StepPlan, error: BackendError) -> Result<(), EngineError> {
+        let lost = matches!(error, BackendError::Device { .. });
+        let error = Arc::new(error);
+        if lost {
+            return Err(EngineError::DeviceLost(error));
+        }
+        tracing::error!("a step of {} rows failed: {error}", plan.rows());
+        for slice in &plan.slices {
+            self.scheduler.abort(slice.id);
+            if let Some(request) = self.requests.remove(&slice.id) {
+                request.fail(EngineError::Step(error.clone()));
+            }
+        }
+        Ok(())
+    }
+}
+
+fn panic_message(panic: &(dyn std::any::Any + Send)) -> String {
+    match (panic.downcast_ref::<&str>(), panic.downcast_ref::<String>()) {
+        (Some(text), _) => (*text).to_owned(),
+        (None, Some(text)) => text.clone(),
+        (None, None) => "no message".to_owned(),
+    }
+}

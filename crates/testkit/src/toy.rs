@@ -1,0 +1,304 @@
+//! A toy model and its toy device: cheap, and strict about what a batch says.
+//!
+//! The logits of a row are a hash of every token of its sequence and its position, read back from a paged cache through
+//! the block table. A wrong block, a wrong position, a lost or overwritten cache cell: each changes the answer. The
+//! same context gives the same bits, alone or in any batch.
+
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Arc, Condvar, Mutex, PoisonError};
+
+use lingqu_backend::{
+    AttentionSpec, Backend, BackendError, Buffer, Capabilities, ExpertWeights, FfnSource, FfnWeights, HostRouting,
+    KvEntry, KvSpec, KvStore, LinearSource, Result, RopePairing, RouteSpec, Routing, Step, View, ViewMut, Weight,
+};
+use lingqu_model::{AttentionConfig, GqaConfig, Model, ModelConfig, RopeConfig, RopeScaling};
+use lingqu_tensor::HostTensor;
+use lingqu_types::{Batch, BlockId, Limits, TokenId};
+
+use crate::rng::mix;
+
+/// Token ids are below this.
+pub const TOY_VOCAB: usize = 61;
+
+/// Tokens that make the toy misbehave when a batch computes them.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct ToyFaults {
+    /// The step fails; the device stays.
+    pub out_of_memory: Option<TokenId>,
+    /// The step fails; the device is gone.
+    pub device_lost: Option<TokenId>,
+    pub panic: Option<TokenId>,
+    /// The logits of this token's row are NaN.
+    pub nan: Option<TokenId>,
+}
+
+/// Watches a toy at work, and holds it up.
+#[derive(Debug, Default)]
+pub struct ToyControl {
+    steps: AtomicUsize,
+    sequences_max: AtomicUsize,
+    held: Mutex<bool>,
+    released: Condvar,
+}
+
+impl ToyControl {
+    /// Steps computed so far.
+    pub fn steps(&self) -> usize {
+        self.steps.load(Ordering::SeqCst)
+    }
+
+    /// Most sequences seen in one batch.
+    pub fn sequences_max(&self) -> usize {
+        self.sequences_max.load(Ordering::SeqCst)
+    }
+
+    /// Holds up the next steps until [`ToyControl::release`].
+    pub fn hold(&self) {
+        *self.held.lock().unwrap_or_else(PoisonError::into_inner) = true;
+    }
+
+    pub fn release(&self) {
+        *self.held.lock().unwrap_or_else(PoisonError::into_inner) = false;
+        self.released.notify_all();
+    }
+
+    fn pass(&self, batch: &Batch) {
+        let held = self.held.lock().unwrap_or_else(PoisonError::into_inner);
+        drop(self.released.wait_while(held, |held| *held).unwrap_or_else(PoisonError::into_inner));
+        self.steps.fetch_add(1, Ordering::SeqCst);
+        self.sequences_max.fetch_max(batch.sequences.len(), Ordering::SeqCst);
+    }
+}
+
+/// See the module.
+pub struct ToyModel {
+    config: ModelConfig,
+    limits: Limits,
+    faults: ToyFaults,
+    control: Arc<ToyControl>,
+    logits: Buffer,
+}
+
+impl ToyModel {
+    pub fn new(limits: &Limits, faults: ToyFaults) -> (Self, Arc<ToyControl>) {
+        let control = Arc::new(ToyControl::default());
+        let config = ModelConfig {
+            name: "toy".into(),
+            architecture: "toy",
+            vocab_size: TOY_VOCAB,
+            hidden: 2,
+            layers: 1,
+            context_tokens_max: limits.context_tokens_max,
+            rms_norm_eps: 1e-6,
+            attention: AttentionConfig::Gqa(GqaConfig {
+                heads: 1,
+                kv_heads: 1,
+                head_dim: 2,
+                qkv_bias: false,
+                output_bias: false,
+            }),
+            rope: RopeConfig { theta: 1e4, dim: 2, pairing: RopePairing::Half, scaling: RopeScaling::None },
+            ffn_intermediate: 2,
+            moe: None,
+            tied_embeddings: false,
+        };
+        let logits = ToyBackend::default().alloc(limits.logit_rows_max, TOY_VOCAB).expect("a vector");
+        (Self { config, limits: limits.clone(), faults, control: control.clone(), logits }, control)
+    }
+
+    fn misbehave(&self, batch: &Batch) -> Result<()> {
+        let has = |token: Option<TokenId>| token.is_some_and(|token| batch.tokens.contains(&token));
+        assert!(!has(self.faults.panic), "the toy was told to panic");
+        if has(self.faults.out_of_memory) {
+            return Err(BackendError::OutOfMemory { what: "a toy".into(), bytes: 1 });
+        }
+        if has(self.faults.device_lost) {
+            return Err(BackendError::Device { backend: "toy".into(), problem: "unplugged".into() });
+        }
+        Ok(())
+    }
+}
+
+impl Model for ToyModel {
+    fn config(&self) -> &ModelConfig {
+        &self.config
+    }
+
+    fn kv_entry(&self) -> KvEntry {
+        self.config.kv_entry()
+    }
+
+    fn layers(&self) -> usize {
+        1
+    }
+
+    fn forward(&mut self, batch: &Batch, kv: &mut KvStore) -> Result<View<'_>> {
+        self.control.pass(batch);
+        let block_tokens = kv.spec().block_tokens;
+        batch.validate(block_tokens).expect("a valid batch");
+        assert!(batch.rows() <= self.limits.batch_rows_max, "too many rows");
+        self.misbehave(batch)?;
+        let cells = kv.storage_mut::<Vec<u64>>();
+        let mut wanted = batch.logit_rows.iter().map(|&row| row as usize).peekable();
+        self.logits.set_rows(batch.logit_rows.len());
+        let mut logits = self.logits.storage_mut::<Vec<f32>>().chunks_exact_mut(TOY_VOCAB);
+        for sequence in &batch.sequences {
+            let cell = |p: usize| sequence.blocks[p / block_tokens].0 as usize * block_tokens + p % block_tokens;
+            let mut digest = 0;
+            let mut position = 0;
+            for row in sequence.rows.clone() {
+                let own = sequence.context + row - sequence.rows.start;
+                cells[cell(own)] = mix(u64::from(batch.tokens[row]) << 32 | own as u64);
+                while position <= own {
+                    digest = mix(digest ^ cells[cell(position)]);
+                    position += 1;
+                }
+                if wanted.next_if_eq(&row).is_some() {
+                    let out = logits.next().expect("counted by logit_rows"); // [vocab]
+                    let broken = self.faults.nan == Some(batch.tokens[row]);
+                    for (token, value) in out.iter_mut().enumerate() {
+                        let bits = mix(digest ^ token as u64) >> 40; // 24 bits
+                        *value = if broken { f32::NAN } else { bits as f32 / (1 << 21) as f32 - 4.0 };
+                    }
+                }
+            }
+        }
+        Ok(self.logits.view())
+    }
+}
+
+/// Memory and nothing else: the toy computes on the host.
+pub struct ToyBackend(Capabilities);
+
+impl Default for ToyBackend {
+    fn default() -> Self {
+        Self(Capabilities { name: "toy".into(), weight_formats: Vec::new(), host_memory: true })
+    }
+}
+
+const NO_OP: &str = "the toy has no such op";
+
+impl Backend for ToyBackend {
+    fn capabilities(&self) -> &Capabilities {
+        &self.0
+    }
+
+    fn alloc(&self, rows_max: usize, cols: usize) -> Result<Buffer> {
+        Ok(Buffer::new(rows_max, cols, vec![0f32; rows_max * cols]))
+    }
+
+    fn alloc_kv(&self, spec: &KvSpec) -> Result<KvStore> {
+        Ok(KvStore::new(spec.clone(), vec![0u64; spec.blocks * spec.block_tokens]))
+    }
+
+    fn kv_copy(&self, kv: &mut KvStore, pairs: &[(BlockId, BlockId)]) -> Result<()> {
+        let tokens = kv.spec().block_tokens;
+        let cells = kv.storage_mut::<Vec<u64>>();
+        let before = cells.clone();
+        for (from, to) in pairs.iter().map(|(from, to)| (from.0 as usize * tokens, to.0 as usize * tokens)) {
+            cells[to..to + tokens].copy_from_slice(&before[from..from + tokens]);
+        }
+        Ok(())
+    }
+
+    fn read(&self, x: View<'_>, out: &mut [f32]) -> Result<()> {
+        out.copy_from_slice(&x.buffer.storage::<Vec<f32>>()[..x.rows() * x.buffer.cols()]);
+        Ok(())
+    }
+
+    fn alloc_routing(&self, _: usize, _: usize) -> Result<Routing> {
+        unimplemented!("{NO_OP}")
+    }
+
+    fn write(&self, _: &[f32], _: ViewMut<'_>) -> Result<()> {
+        unimplemented!("{NO_OP}")
+    }
+
+    fn read_routing(&self, _: &Routing) -> Result<HostRouting> {
+        unimplemented!("{NO_OP}")
+    }
+
+    fn write_routing(&self, _: &HostRouting, _: &mut Routing) -> Result<()> {
+        unimplemented!("{NO_OP}")
+    }
+
+    fn upload_table(&self, _: &HostTensor) -> Result<Weight> {
+        unimplemented!("{NO_OP}")
+    }
+
+    fn upload_embedding(&self, _: &HostTensor) -> Result<Weight> {
+        unimplemented!("{NO_OP}")
+    }
+
+    fn upload_linear(&self, _: LinearSource<'_>) -> Result<Weight> {
+        unimplemented!("{NO_OP}")
+    }
+
+    fn upload_heads(&self, _: &[HostTensor]) -> Result<Weight> {
+        unimplemented!("{NO_OP}")
+    }
+
+    fn upload_ffn(&self, _: &FfnSource) -> Result<FfnWeights> {
+        unimplemented!("{NO_OP}")
+    }
+
+    fn upload_experts(&self, _: &[FfnSource]) -> Result<ExpertWeights> {
+        unimplemented!("{NO_OP}")
+    }
+
+    fn begin_step(&self, _: &Batch, _: usize) -> Result<Step> {
+        unimplemented!("{NO_OP}")
+    }
+
+    fn embed(&self, _: &Step, _: &Weight, _: ViewMut<'_>) -> Result<()> {
+        unimplemented!("{NO_OP}")
+    }
+
+    fn rms_norm(&self, _: View<'_>, _: &Weight, _: f32, _: ViewMut<'_>) -> Result<()> {
+        unimplemented!("{NO_OP}")
+    }
+
+    fn linear(&self, _: View<'_>, _: &Weight, _: ViewMut<'_>) -> Result<()> {
+        unimplemented!("{NO_OP}")
+    }
+
+    fn linear_heads(&self, _: View<'_>, _: &Weight, _: ViewMut<'_>) -> Result<()> {
+        unimplemented!("{NO_OP}")
+    }
+
+    fn rope(&self, _: &Step, _: View<'_>, _: &Weight, _: RopePairing, _: ViewMut<'_>) -> Result<()> {
+        unimplemented!("{NO_OP}")
+    }
+
+    fn kv_append(&self, _: &Step, _: &mut KvStore, _: usize, _: View<'_>, _: Option<View<'_>>) -> Result<()> {
+        unimplemented!("{NO_OP}")
+    }
+
+    fn attention(&self, _: &Step, _: View<'_>, _: &KvStore, _: AttentionSpec, _: ViewMut<'_>) -> Result<()> {
+        unimplemented!("{NO_OP}")
+    }
+
+    fn ffn(&self, _: View<'_>, _: &FfnWeights, _: ViewMut<'_>) -> Result<()> {
+        unimplemented!("{NO_OP}")
+    }
+
+    fn route(&self, _: View<'_>, _: Option<&Weight>, _: &RouteSpec, _: &mut Routing) -> Result<()> {
+        unimplemented!("{NO_OP}")
+    }
+
+    fn experts(&self, _: View<'_>, _: &Routing, _: &ExpertWeights, _: ViewMut<'_>) -> Result<()> {
+        unimplemented!("{NO_OP}")
+    }
+
+    fn combine(&self, _: View<'_>, _: &Routing, _: ViewMut<'_>) -> Result<()> {
+        unimplemented!("{NO_OP}")
+    }
+
+    fn add(&self, _: View<'_>, _: ViewMut<'_>) -> Result<()> {
+        unimplemented!("{NO_OP}")
+    }
+
+    fn gather_logit_rows(&self, _: &Step, _: View<'_>, _: ViewMut<'_>) -> Result<()> {
+        unimplemented!("{NO_OP}")
+    }
+}
