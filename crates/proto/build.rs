@@ -1,0 +1,26 @@
+//! Compiles `/proto` to Rust without protoc: protox parses, tonic-prost-build generates.
+
+use std::error::Error;
+use std::path::{Path, PathBuf};
+
+use protox::prost::Message;
+
+fn main() -> Result<(), Box<dyn Error>> {
+    let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../proto");
+    let out = PathBuf::from(std::env::var("OUT_DIR")?);
+    println!("cargo:rerun-if-changed={}", root.display());
+
+    let mut compiler = protox::Compiler::new([&root])?;
+    // With comments: reflection shows them to clients (`grpcurl describe`).
+    compiler.include_imports(true).include_source_info(true);
+    for file in ["inference", "models", "tokenizer"] {
+        compiler.open_file(format!("lingqu/v1/{file}.proto"))?;
+    }
+    let descriptors = compiler.file_descriptor_set();
+    std::fs::write(out.join("lingqu.v1.descriptors.bin"), descriptors.encode_to_vec())?;
+
+    tonic_prost_build::configure()
+        .btree_map(".") // ordered, so that equal requests are handled equally
+        .compile_fds(descriptors)?;
+    Ok(())
+}
