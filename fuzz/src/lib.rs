@@ -2,6 +2,8 @@
 //!
 //! `cargo +nightly fuzz run gguf` (or `safetensors`) from the root of the repository.
 
+#![forbid(unsafe_code)]
+
 use lingqu_checkpoint::Checkpoint;
 
 /// Must neither panic nor take much memory, whatever the file holds.

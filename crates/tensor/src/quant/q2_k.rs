@@ -7,20 +7,23 @@ use super::{f16_at, nearest, push_f16, range};
 
 pub fn decode(block: &[u8], out: &mut [f32]) {
     let (d, dmin) = (f16_at(block, 80), f16_at(block, 82));
-    for (i, out) in out.iter_mut().enumerate() {
-        let scale_min = block[i / 16];
-        let scale = d * f32::from(scale_min & 15);
-        let min = dmin * f32::from(scale_min >> 4);
-        *out = scale * f32::from(quant(&block[16..80], i)) - min;
+    for (group, out) in out.chunks_exact_mut(16).enumerate() {
+        let scale = d * f32::from(block[group] & 15);
+        let min = dmin * f32::from(block[group] >> 4);
+        let (bytes, shift) = group_of_16(&block[16..80], group);
+        for (byte, out) in bytes.iter().zip(out) {
+            *out = scale * f32::from(byte >> shift & 3) - min;
+        }
     }
 }
 
-/// The 2-bit integer of value `i`; Q3_K keeps its low bits in the same order.
-pub fn quant(qs: &[u8], i: usize) -> u8 {
-    qs[i / 128 * 32 + i % 32] >> (i % 128 / 32 * 2) & 3
+/// The 16 bytes that hold the 2-bit integers of a group of 16 values, and how far to shift them. Q3_K keeps its low
+/// bits in the same order.
+pub fn group_of_16(qs: &[u8], group: usize) -> (&[u8], usize) {
+    (&qs[group / 8 * 32 + group % 2 * 16..][..16], group % 8 / 2 * 2)
 }
 
-/// The inverse of [`quant`]: 64 bytes.
+/// 256 integers of 2 bits in 64 bytes, as [`group_of_16`] finds them.
 pub fn pack(q: &[u8; 256]) -> [u8; 64] {
     let mut qs = [0; 64];
     for (i, q) in q.iter().enumerate() {

@@ -3,16 +3,20 @@
 //! value = d * (scale - 32) * (q - 4), scale per 16 values. Low bits lie as in Q2_K; the high bit of value `i` is bit
 //! `i / 32` of byte `i % 32`.
 
-use super::q2_k::{pack, quant};
+use super::q2_k::{group_of_16, pack};
 use super::{extreme, f16_at, nearest, push_f16};
 
 pub fn decode(block: &[u8], out: &mut [f32]) {
     let d = f16_at(block, 108);
     let scales = scales(&block[96..108]);
-    for (i, out) in out.iter_mut().enumerate() {
-        let high = block[i % 32] >> (i / 32) & 1;
-        let q = (quant(&block[32..96], i) | high << 2) as i8 - 4;
-        *out = d * f32::from(scales[i / 16]) * f32::from(q);
+    for (group, out) in out.chunks_exact_mut(16).enumerate() {
+        let (low, shift) = group_of_16(&block[32..96], group);
+        let high = &block[group % 2 * 16..][..16];
+        let scale = d * f32::from(scales[group]);
+        for i in 0..16 {
+            let q = low[i] >> shift & 3 | (high[i] >> (group / 2) & 1) << 2;
+            out[i] = scale * (f32::from(q) - 4.0);
+        }
     }
 }
 

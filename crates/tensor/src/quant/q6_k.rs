@@ -8,12 +8,15 @@ use super::{extreme, f16_at, nearest, push_f16};
 
 pub fn decode(block: &[u8], out: &mut [f32]) {
     let d = f16_at(block, 208);
-    for (i, out) in out.iter_mut().enumerate() {
-        let at = Place::of(i);
-        let low = block[at.low_byte] >> at.low_shift & 15;
-        let high = block[128 + at.high_byte] >> at.high_shift & 3;
-        let scale = f32::from(block[192 + i / 16] as i8);
-        *out = d * scale * (f32::from(low | high << 4) - 32.0);
+    for (group, out) in out.chunks_exact_mut(16).enumerate() {
+        let at = Place::of(group * 16);
+        let low = &block[at.low_byte..][..16];
+        let high = &block[128 + at.high_byte..][..16];
+        let scale = d * f32::from(block[192 + group] as i8);
+        for i in 0..16 {
+            let q = low[i] >> at.low_shift & 15 | (high[i] >> at.high_shift & 3) << 4;
+            out[i] = scale * (f32::from(q) - 32.0);
+        }
     }
 }
 
