@@ -1,1 +1,290 @@
 //! The CPU backend: SIMD kernels over quantised weights.
+//!
+//! It knows no model, no file and no request. Start with [`CpuBackend`]; then `linear.rs`, where most time goes,
+//! `unpack.rs` (stored bytes to panels), `simd/` (the kernels written by hand, one file per instruction set),
+//! `experts.rs` and `attention.rs`. `team.rs` has the threads.
+//!
+//! # Numerics
+//! The same bits come out on every instruction set, for any number of threads and whatever else is in the batch:
+//! what a row is worth is defined here, once, and not by who computes it.
+//! - **Weights** stay in their stored bytes and are decoded exactly, a panel of 16 rows x 256 values at a time.
+//! - **Float weights** (F32 F16 BF16 FP8): activations in f32. A dot is spread over 16 lanes: lane `j` takes the
+//!   values `j, j + 16, ...` in order, each by one fused multiply-add; the lanes are added as a tree (`j` and `j + 8`,
+//!   `j + 4`, `j + 2`, `j + 1`). An FP8 weight is first multiplied by the scale of its block, rounded to f32.
+//! - **Block formats**: each row of activations is quantised once to int8, one f32 scale `max|x| / 127` to 32 values,
+//!   rounded to nearest even; all weights that the row meets share it. For each group of 16 or 32 weights that share
+//!   a scale `d` (and minimum `m`), in order: `acc = fma(d * x.d, i, acc)` with the exact integer
+//!   `i = sum((q - offset) * x.q)`, then with minima `acc = fma(m, x.d * sum(x.q), acc)`.
+//! - **Attention** runs over an f16 cache in f32, in tiles and splits counted from position 0 (see `attention.rs`).
+//! - **exp** and what is built on it are our own polynomial; square roots and divisions are IEEE's. Products are fused
+//!   with sums only where it says so, and there always: without hardware for it, a slow exact function is called.
+
+mod activations;
+mod attention;
+mod bandwidth;
+mod experts;
+mod isa;
+mod linear;
+mod math;
+mod memory;
+mod norm;
+mod rope;
+mod route;
+mod simd;
+mod step;
+mod team;
+#[cfg(test)]
+mod testing;
+mod unpack;
+mod weights;
+
+use std::sync::{Mutex, MutexGuard, PoisonError};
+
+use lingqu_backend::{
+    AttentionSpec, Backend, BackendError, Buffer, Capabilities, ExpertWeights, FfnSource, FfnWeights, HostRouting,
+    KvSpec, KvStore, LinearSource, RopePairing, RouteSpec, Routing, Step, View, ViewMut, Weight,
+};
+use lingqu_tensor::{Format, HostTensor};
+use lingqu_types::{Batch, BlockId};
+
+pub use isa::{Isa, UnknownIsa};
+
+type Result<T, E = BackendError> = std::result::Result<T, E>;
+
+/// How the backend is made.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct CpuConfig {
+    /// Threads that share each op; 0: as many as the machine gives us.
+    pub threads: usize,
+    /// The instruction set to use; `None`: the best that the machine has.
+    pub isa: Option<Isa>,
+}
+
+/// All cores of this machine as one device.
+pub struct CpuBackend {
+    capabilities: Capabilities,
+    core: Core,
+}
+
+/// What every op needs.
+pub(crate) struct Core {
+    simd: isa::Simd,
+    team: team::Team,
+    /// One for each member of the team, who alone locks it.
+    workers: Vec<Mutex<WorkerScratch>>,
+    scratch: Mutex<OpScratch>,
+}
+
+/// What a member of the team works in. Reused from op to op.
+pub(crate) struct WorkerScratch {
+    panels: linear::PanelScratch,
+    attention: attention::AttentionScratch,
+}
+
+/// What an op as a whole works in; held while it runs. Reused from op to op.
+#[derive(Default)]
+pub(crate) struct OpScratch {
+    x: activations::Activations,
+    grouped: experts::Grouped,
+    /// Activations between the two halves of a feed-forward.
+    inner: Vec<f32>,
+    /// Outputs of experts before they are summed.
+    outer: Vec<f32>,
+    router: route::RouterScratch,
+}
+
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner) // scratch is whole, whatever it holds
+}
+
+impl Core {
+    fn new(config: CpuConfig) -> Result<Self> {
+        let simd = isa::Simd::choose(config.isa)?;
+        let threads = match config.threads {
+            0 => std::thread::available_parallelism().map_or(1, usize::from),
+            threads => threads,
+        };
+        let worker = || WorkerScratch { panels: linear::PanelScratch::new(), attention: Default::default() };
+        let workers = (0..threads).map(|_| Mutex::new(worker())).collect();
+        Ok(Self { simd, team: team::Team::new(threads)?, workers, scratch: Mutex::default() })
+    }
+
+    fn worker(&self, member: usize) -> MutexGuard<'_, WorkerScratch> {
+        lock(&self.workers[member])
+    }
+
+    fn scratch(&self) -> MutexGuard<'_, OpScratch> {
+        lock(&self.scratch)
+    }
+}
+
+impl CpuBackend {
+    /// Starts the threads.
+    ///
+    /// # Errors
+    /// [`BackendError::Device`] where the machine lacks the instruction set or refuses a thread.
+    pub fn new(config: CpuConfig) -> Result<Self> {
+        let core = Core::new(config)?;
+        let (isa, threads) = (core.simd.isa(), core.team.members());
+        let plural = if threads == 1 { "" } else { "s" };
+        let capabilities = Capabilities {
+            name: format!("cpu ({isa}, {threads} thread{plural})"),
+            weight_formats: Format::ALL.to_vec(),
+            host_memory: true,
+        };
+        Ok(Self { capabilities, core })
+    }
+
+    /// The instruction set in use.
+    pub fn isa(&self) -> Isa {
+        self.core.simd.isa()
+    }
+
+    pub fn threads(&self) -> usize {
+        self.core.team.members()
+    }
+
+    /// GB/s (10^9 bytes) that all threads together read from a buffer of this many bytes, the best of a few runs.
+    /// Take a buffer much larger than the caches.
+    ///
+    /// # Errors
+    /// [`BackendError::OutOfMemory`]
+    pub fn measure_read_bandwidth(&self, buffer_bytes: usize) -> Result<f64> {
+        bandwidth::measure(&self.core, buffer_bytes)
+    }
+}
+
+impl Backend for CpuBackend {
+    fn capabilities(&self) -> &Capabilities {
+        &self.capabilities
+    }
+
+    fn alloc(&self, rows_max: usize, cols: usize) -> Result<Buffer> {
+        memory::alloc(rows_max, cols)
+    }
+
+    fn alloc_routing(&self, rows_max: usize, top_k: usize) -> Result<Routing> {
+        memory::alloc_routing(rows_max, top_k)
+    }
+
+    fn alloc_kv(&self, spec: &KvSpec) -> Result<KvStore> {
+        memory::alloc_kv(spec)
+    }
+
+    fn kv_copy(&self, kv: &mut KvStore, pairs: &[(BlockId, BlockId)]) -> Result<()> {
+        memory::kv_copy(kv, pairs);
+        Ok(())
+    }
+
+    fn read(&self, x: View<'_>, out: &mut [f32]) -> Result<()> {
+        memory::read(x, out);
+        Ok(())
+    }
+
+    fn write(&self, values: &[f32], out: ViewMut<'_>) -> Result<()> {
+        memory::write(values, out);
+        Ok(())
+    }
+
+    fn read_routing(&self, routing: &Routing) -> Result<HostRouting> {
+        Ok(memory::read_routing(routing))
+    }
+
+    fn write_routing(&self, routing: &HostRouting, out: &mut Routing) -> Result<()> {
+        memory::write_routing(routing, out);
+        Ok(())
+    }
+
+    fn upload_table(&self, tensor: &HostTensor) -> Result<Weight> {
+        weights::upload_table(tensor)
+    }
+
+    fn upload_embedding(&self, tensor: &HostTensor) -> Result<Weight> {
+        weights::upload_embedding(tensor)
+    }
+
+    fn upload_linear(&self, source: LinearSource<'_>) -> Result<Weight> {
+        weights::upload_linear(source)
+    }
+
+    fn upload_heads(&self, heads: &[HostTensor]) -> Result<Weight> {
+        weights::upload_heads(heads)
+    }
+
+    fn upload_ffn(&self, source: &FfnSource) -> Result<FfnWeights> {
+        weights::upload_ffn(source)
+    }
+
+    fn upload_experts(&self, experts: &[FfnSource]) -> Result<ExpertWeights> {
+        weights::upload_experts(experts)
+    }
+
+    fn begin_step(&self, batch: &Batch, block_tokens: usize) -> Result<Step> {
+        Ok(step::begin(batch, block_tokens))
+    }
+
+    fn embed(&self, step: &Step, table: &Weight, out: ViewMut<'_>) -> Result<()> {
+        step::embed(&self.core, step, table, out);
+        Ok(())
+    }
+
+    fn rms_norm(&self, x: View<'_>, weight: &Weight, eps: f32, out: ViewMut<'_>) -> Result<()> {
+        norm::rms_norm(&self.core, x, weight, eps, out);
+        Ok(())
+    }
+
+    fn linear(&self, x: View<'_>, weight: &Weight, out: ViewMut<'_>) -> Result<()> {
+        linear::linear(&self.core, x, weight, out);
+        Ok(())
+    }
+
+    fn linear_heads(&self, x: View<'_>, weight: &Weight, out: ViewMut<'_>) -> Result<()> {
+        linear::linear_heads(&self.core, x, weight, out);
+        Ok(())
+    }
+
+    fn rope(&self, step: &Step, x: View<'_>, table: &Weight, pairing: RopePairing, out: ViewMut<'_>) -> Result<()> {
+        rope::rope(&self.core, step, x, table, pairing, out);
+        Ok(())
+    }
+
+    fn kv_append(&self, step: &Step, kv: &mut KvStore, layer: usize, k: View<'_>, v: Option<View<'_>>) -> Result<()> {
+        attention::kv_append(&self.core, step, kv, layer, k, v);
+        Ok(())
+    }
+
+    fn attention(&self, step: &Step, q: View<'_>, kv: &KvStore, spec: AttentionSpec, out: ViewMut<'_>) -> Result<()> {
+        attention::attention(&self.core, step, q, kv, spec, out);
+        Ok(())
+    }
+
+    fn ffn(&self, x: View<'_>, weights: &FfnWeights, out: ViewMut<'_>) -> Result<()> {
+        experts::ffn(&self.core, x, weights, out);
+        Ok(())
+    }
+
+    fn route(&self, logits: View<'_>, bias: Option<&Weight>, spec: &RouteSpec, out: &mut Routing) -> Result<()> {
+        route::route(&self.core, logits, bias, spec, out);
+        Ok(())
+    }
+
+    fn experts(&self, x: View<'_>, routing: &Routing, weights: &ExpertWeights, out: ViewMut<'_>) -> Result<()> {
+        experts::experts(&self.core, x, routing, weights, out);
+        Ok(())
+    }
+
+    fn combine(&self, y: View<'_>, routing: &Routing, out: ViewMut<'_>) -> Result<()> {
+        experts::combine(&self.core, y, routing, out);
+        Ok(())
+    }
+
+    fn add(&self, x: View<'_>, out: ViewMut<'_>) -> Result<()> {
+        norm::add(&self.core, x, out);
+        Ok(())
+    }
+
+    fn gather_logit_rows(&self, step: &Step, x: View<'_>, out: ViewMut<'_>) -> Result<()> {
+        step::gather_logit_rows(step, x, out);
+        Ok(())
+    }
+}
