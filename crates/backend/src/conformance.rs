@@ -1,1 +1,0 @@
-//! The conformance suite: any backend against the reference on generated shapes.
