@@ -1,8 +1,8 @@
 //! Every op plainly, on candle tensors in f32: the oracle that the other backends are checked against.
 //!
-//! Knows no speed and no quantised arithmetic: every weight is decoded to f32 when it is uploaded, so a model takes four
-//! bytes a weight here. Start with the `impl Backend` below: an op reads its views as tensors, computes its formula
-//! with candle, and writes the result back. [`memory`] has the views, [`dots`] the one product of matrices,
+//! Knows no speed and no quantised arithmetic: every weight is decoded to f32 when it is uploaded, so a model takes
+//! four bytes a weight here. Start with the `impl Backend` below: an op reads its views as tensors, computes its
+//! formula with candle, and writes the result back. [`memory`] has the views, [`dots`] the one product of matrices,
 //! [`attention`] the paged cache, [`routing`] the experts.
 //!
 //! Reproducible by construction: every op but the matrix product works value by value or along one row, and the matrix

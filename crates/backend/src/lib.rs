@@ -59,7 +59,9 @@ pub struct Capabilities {
 
 /// A device. `out` is overwritten by every op; its rows in use must be set already and equal those of the input.
 ///
-/// Activations are `[rows, cols]` of the backend's own float type. Dots accumulate in at least f32.
+/// Activations are `[rows, cols]` of the backend's own float type. Dots accumulate in at least f32. Where an op says
+/// `[rows, heads, len]` its views may have other columns between their heads; where it says `[rows, cols]` they are
+/// flat ([`View::is_flat`]), as one head or several. An op writes nothing beside its view.
 pub trait Backend: Send + Sync {
     fn capabilities(&self) -> &Capabilities;
 

@@ -70,7 +70,8 @@ pub struct RouteGroups {
 
 /// The router. Step by step, in f32:
 /// 1. `score = scoring(logits)` over all experts; `choice = score + bias` (bias only where given).
-/// 2. With groups: experts are `groups` equal runs; keep the `top_groups` best by [`GroupScore`] of `choice`.
+/// 2. With groups: experts are `groups` equal runs; keep the `top_groups` best by [`GroupScore`] of `choice`; equal
+///    scores go to the lower group number.
 /// 3. The `top_k` best of what is kept, by `choice`, best first; equal values go to the lower expert number.
 /// 4. `weight = score` of the chosen; if `normalise` and top_k > 1, divided by (their sum in slot order + 1e-20);
 ///    then times `scale`.

@@ -108,7 +108,7 @@ impl Case {
         let expected = self.run(suite.oracle, &mut suite.random, &at_once)?;
         let got = self.run(suite.subject, &mut suite.random, &at_once)?;
         for (s, (got, expected)) in got.iter().zip(&expected).enumerate() {
-            let outcome = compare(got, expected, &self.magnitudes(&self.sequences[s]), tolerance::CACHE);
+            let outcome = compare(got, expected, &self.magnitudes(&self.sequences[s]), tolerance::ATTENTION);
             suite.report.note(self.subject(), "values", outcome.told(|| self.describe(s)));
         }
         let mut schedules: Vec<(&str, Schedule)> =
@@ -264,26 +264,45 @@ impl Case {
         Ok(if moved.failure.is_some() { moved } else { copied })
     }
 
-    /// The largest value seen, times what an error of the scores does to their weights. `[length, heads, v_dim]`
+    /// How independent errors of each cached number and each score add up. `[length, heads, v_dim]`
     fn magnitudes(&self, sequence: &Sequence) -> Vec<f64> {
-        let group = self.heads / self.kv_heads;
         let mut magnitudes = Vec::new();
         for p in 0..sequence.length {
             for h in 0..self.heads {
-                let q = tolerance::wide(&sequence.q[(p * self.heads + h) * self.k_dim..][..self.k_dim]);
-                let (mut largest_value, mut score_error) = (0f64, 0f64);
-                for seen in 0..=p {
-                    let at = seen * self.kv_heads + h / group;
-                    let k = &sequence.k[at * self.k_dim..][..self.k_dim];
-                    let v = if self.kind == Kind::Latent { k } else { &sequence.v[at * self.v_dim..][..self.v_dim] };
-                    let largest = v[..self.v_dim].iter().fold(0f32, |most, v| most.max(v.abs()));
-                    largest_value = largest_value.max(f64::from(largest));
-                    score_error = score_error.max(tolerance::magnitude(k, &q));
-                }
-                let magnitude = largest_value * (1.0 + f64::from(self.scale) * score_error);
-                magnitudes.extend(vec![magnitude; self.v_dim]);
+                magnitudes.extend(self.head_magnitudes(sequence, p, h));
             }
         }
         magnitudes
+    }
+
+    /// Position `p`, head `h`. With weights w and result y the value v moves y by w, and the score by w (v - y).
+    fn head_magnitudes(&self, sequence: &Sequence, p: usize, h: usize) -> Vec<f64> {
+        let q = tolerance::wide(&sequence.q[(p * self.heads + h) * self.k_dim..][..self.k_dim]);
+        let at = |seen: usize| seen * self.kv_heads + h / (self.heads / self.kv_heads);
+        let key = |seen: usize| &sequence.k[at(seen) * self.k_dim..][..self.k_dim];
+        let value = |seen: usize| match self.kind {
+            Kind::Latent => tolerance::wide(&key(seen)[..self.v_dim]),
+            Kind::Separate => tolerance::wide(&sequence.v[at(seen) * self.v_dim..][..self.v_dim]),
+        };
+        let scale = f64::from(self.scale);
+        let scores: Vec<f64> = (0..=p).map(|seen| scale * tolerance::dot(key(seen), &q)).collect();
+        let largest = scores.iter().fold(f64::NEG_INFINITY, |most, s| most.max(*s));
+        let sum: f64 = scores.iter().map(|s| (s - largest).exp()).sum();
+        let weights: Vec<f64> = scores.iter().map(|s| (s - largest).exp() / sum).collect();
+        let values: Vec<Vec<f64>> = (0..=p).map(value).collect();
+        let of_score = |seen: usize| {
+            let squares: f64 = key(seen).iter().zip(&q).map(|(k, q)| (f64::from(*k) * q).powi(2)).sum();
+            scale * squares.sqrt()
+        };
+        let score_errors: Vec<f64> = (0..=p).map(of_score).collect();
+        let of_value = |i: usize| {
+            let y: f64 = weights.iter().zip(&values).map(|(w, v)| w * v[i]).sum();
+            let term = |seen: usize| {
+                let v = values[seen][i];
+                weights[seen] * v.hypot(score_errors[seen] * (v - y))
+            };
+            (0..=p).map(|seen| term(seen).powi(2)).sum::<f64>().sqrt()
+        };
+        (0..self.v_dim).map(of_value).collect()
     }
 }

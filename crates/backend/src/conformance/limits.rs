@@ -55,15 +55,16 @@ fn refuses_format(suite: &mut Suite<'_>, format: Format) {
     let w = || w.clone();
     let (backend, ffn) = (suite.subject, FfnSource { gate: w(), up: w(), down: w() });
     let uploads = [
-        ("upload_embedding", backend.upload_embedding(&w()).err()),
-        ("upload_linear", backend.upload_linear(LinearSource::one(&w())).err()),
-        ("upload_heads", backend.upload_heads(&[w()]).err()),
-        ("upload_ffn", backend.upload_ffn(&ffn).err()),
-        ("upload_experts", backend.upload_experts(std::slice::from_ref(&ffn)).err()),
+        ("embedding", backend.upload_embedding(&w()).err()),
+        ("linear layer", backend.upload_linear(LinearSource::one(&w())).err()),
+        ("heads", backend.upload_heads(&[w()]).err()),
+        ("feed-forward layer", backend.upload_ffn(&ffn).err()),
+        ("experts", backend.upload_experts(std::slice::from_ref(&ffn)).err()),
     ];
-    for (op, error) in uploads {
+    let subject = Subject { op: "upload", format: Some(format) };
+    for (what, error) in uploads {
         let refused = matches!(error, Some(BackendError::Unsupported { .. }));
         let outcome = Outcome::expect(refused, "a format that is not listed is Unsupported");
-        suite.report.note(Subject { op, format: Some(format) }, "refusal", outcome);
+        suite.report.note(subject, "refusal", outcome.told(|| what.into()));
     }
 }

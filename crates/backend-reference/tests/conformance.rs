@@ -1,0 +1,48 @@
+//! The conformance suite passes for the reference, and fails for whatever is broken on purpose.
+
+mod broken;
+
+use lingqu_backend::conformance::{self, Options, Report};
+use lingqu_backend_reference::ReferenceBackend;
+
+use broken::{Broken, Fault};
+
+#[test]
+fn the_reference_conforms() {
+    let reference = ReferenceBackend::new();
+    let report = conformance::run(&reference, &reference, &Options { seed: 1, cases_per_op: 3 });
+    println!("{report}");
+    assert!(report.passed(), "{report}");
+}
+
+fn report(fault: Fault) -> Report {
+    conformance::run(&Broken::new(fault), &ReferenceBackend::new(), &Options { seed: 2, cases_per_op: 3 })
+}
+
+/// Every fault must show in just the op that has it, by just the checks that can see it.
+#[test]
+fn faults_are_found() {
+    let check = |fault: Fault, op: &str, checks: &[&str]| {
+        let report = report(fault);
+        let mut seen: Vec<&str> = report.failures().iter().map(|line| line.check).collect();
+        seen.sort_unstable();
+        seen.dedup();
+        assert_eq!(seen, checks, "{fault:?}: {report}");
+        assert!(report.failures().iter().all(|line| line.op.starts_with(op)), "{fault:?}: {report}");
+    };
+    check(Fault::None, "", &[]);
+    check(Fault::RmsNormForgetsEps, "rms_norm", &["values"]);
+    check(Fault::LinearDropsOneInput, "linear", &["values"]);
+    check(Fault::LinearDependsOnRows, "linear", &["rows"]);
+    check(Fault::LinearChangesByCall, "linear", &["parts", "repeat", "rows"]);
+    check(Fault::RopePairsWrongly, "rope (half)", &["values"]);
+    check(Fault::AddWritesBeside, "add", &["values"]);
+    check(Fault::AttentionLooksAhead, "attention", &["chunks", "rows", "values"]);
+    check(Fault::AttentionDependsOnChunk, "attention", &["chunks", "rows"]); // one position alone is a chunk of one
+    check(Fault::FfnSwapsGateAndUp, "ffn", &["values"]);
+    check(Fault::FfnDropsOneValue, "ffn", &["values"]);
+    check(Fault::RouteIgnoresBias, "route", &["values"]);
+    check(Fault::ExpertsRoundOnce, "experts", &["shards"]);
+    check(Fault::KvCopyInTurn, "attention", &["copy"]);
+    check(Fault::TakesUnlistedFormat, "upload", &["refusal"]);
+}
