@@ -15,7 +15,7 @@ from .tokenizer_cases import DEEPSEEK3, DEEPSEEK_ADDED, DEEPSEEK_BOS, DEEPSEEK_E
 SEED = 601
 STEPS = 700
 BATCH = 12
-VOCAB = 1024
+VOCAB = 1000
 CONFIG = hf_models.DEEPSEEK_V3 | dict(
     vocab_size=VOCAB, hidden_size=128, intermediate_size=256, moe_intermediate_size=64, num_hidden_layers=4,
     num_attention_heads=4, num_key_value_heads=4, q_lora_rank=96, kv_lora_rank=64, qk_nope_head_dim=32,
@@ -32,7 +32,9 @@ GENERATION = {
 def make_tokenizer(folder):
     text = default_text.SENTENCES + [part for three in default_text.DIALOGUES for part in three]
     first = [DEEPSEEK_BOS, DEEPSEEK_EOS, DEEPSEEK_PAD]
-    tokenizer = gguf_vocab.byte_level_bpe(text * 2, VOCAB - len(DEEPSEEK_ADDED), split_by(*DEEPSEEK3), first)
+    # At most two Chinese characters (6 bytes) a token: whole lines as tokens would not be met when someone types.
+    size, split = VOCAB - len(DEEPSEEK_ADDED), split_by(*DEEPSEEK3)
+    tokenizer = gguf_vocab.byte_level_bpe(text * 2, size, split, first, longest=6)
     tokenizer.add_tokens([AddedToken(content, special=False, normalized=True) for content in DEEPSEEK_ADDED])
     tokenizer.decoder = decoders.ByteLevel()
     tokenizer.save(str(folder / "tokenizer.json"), pretty=False)

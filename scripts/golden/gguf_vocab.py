@@ -16,7 +16,7 @@ CHAT_TEMPLATE = (
 )
 
 
-def byte_level_bpe(text, size, pre_tokenizer, specials):
+def byte_level_bpe(text, size, pre_tokenizer, specials, longest=None):
     """A trained byte-level BPE whose ids are: specials, the 256 byte tokens, merges."""
     tokenizer = Tokenizer(models.BPE())
     tokenizer.pre_tokenizer = pre_tokenizer
@@ -25,6 +25,7 @@ def byte_level_bpe(text, size, pre_tokenizer, specials):
         special_tokens=specials,
         initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
         show_progress=False,
+        max_token_length=longest,
     )
     tokenizer.train_from_iterator(text, trainer)
     assert tokenizer.get_vocab_size() == size, (tokenizer.get_vocab_size(), size)

@@ -1,5 +1,6 @@
 """Tiny Hugging Face folders (config.json + safetensors) in bf16, f16 and f32."""
 
+import copy
 import json
 
 import torch
@@ -81,7 +82,7 @@ DEEPSEEK_V3 = DEEPSEEK | {
 
 # name -> (seed, dtype, number of shards, config)
 MODELS = {
-    "llama-bf16": (101, "bfloat16", 1, LLAMA | dict(
+    "llama-gqa-bf16": (101, "bfloat16", 1, LLAMA | dict(
         vocab_size=384, hidden_size=96, intermediate_size=224, num_hidden_layers=3, num_attention_heads=6,
         num_key_value_heads=2, rope_theta=10000.0, tie_word_embeddings=False)),
     "llama3-rope-tied-f32": (102, "float32", 1, LLAMA | dict(
@@ -159,7 +160,8 @@ def save_sharded(folder, weights, shards):
 
 def skeleton(settings):
     """An uninitialised model for what a config.json says, for its tensor names and shapes."""
-    settings = {key: value for key, value in settings.items() if key != "quantization_config"}
+    # A copy: transformers writes its own spelling into rope_scaling.
+    settings = copy.deepcopy({key: value for key, value in settings.items() if key != "quantization_config"})
     config = AutoConfig.for_model(**settings)
     with torch.device("meta"):
         return AutoModelForCausalLM.from_config(config)

@@ -106,6 +106,8 @@ def write_golden(folder, name, model_path, weights_kind, model, seed):
         "greedy": [greedy(model, draw(n, f"greedy {n}")) for n in GREEDY_PROMPT_TOKENS],
     }
     path = folder / f"{name}.golden.json"
+    if path.exists():
+        assert json.loads(path.read_text())["model"] == model_path, f"{path} belongs to another model"
     path.write_text(json.dumps(golden, separators=(",", ":")) + "\n")
     margins = sorted(m for g in golden["greedy"] for m in g["margins"])
     print(
