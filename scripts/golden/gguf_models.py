@@ -73,6 +73,13 @@ MODELS = {
         num_attention_heads=4, num_key_value_heads=4, q_lora_rank=None, kv_lora_rank=64, qk_nope_head_dim=32,
         qk_rope_head_dim=32, v_head_dim=64, n_routed_experts=8, n_shared_experts=2, num_experts_per_tok=3,
         first_k_dense_replace=1, topk_method="greedy", n_group=1, topk_group=1, routed_scaling_factor=1.0), {}),
+    # V2 like: the best groups by their best expert (llama.cpp ranks them by the sum of two, as for V3)
+    "deepseek2-v2-groups-q8_0": (563, Type.Q8_0, Type.Q8_0, "deepseek-v3", hf_models.DEEPSEEK_V2 | dict(
+        vocab_size=VOCAB, hidden_size=64, intermediate_size=96, moe_intermediate_size=32, num_hidden_layers=3,
+        num_attention_heads=2, num_key_value_heads=2, q_lora_rank=32, kv_lora_rank=32, qk_nope_head_dim=32,
+        qk_rope_head_dim=16, v_head_dim=32, n_routed_experts=12, n_shared_experts=1, num_experts_per_tok=3,
+        first_k_dense_replace=1, topk_method="group_limited_greedy", n_group=4, topk_group=2,
+        routed_scaling_factor=4.0), {}),
 }  # fmt: skip
 SENSITIVE = ("attn_v.weight", "ffn_down", "output.weight", "token_embd")  # higher precision in Q4_K_M
 
