@@ -61,7 +61,8 @@ pub struct Capabilities {
 ///
 /// Activations are `[rows, cols]` of the backend's own float type. Dots accumulate in at least f32. Where an op says
 /// `[rows, heads, len]` its views may have other columns between their heads; where it says `[rows, cols]` they are
-/// flat ([`View::is_flat`]), as one head or several. An op writes nothing beside its view.
+/// flat ([`View::is_flat`]), as one head or several (the same on both sides of an op without weights). An op writes
+/// nothing beside its view.
 pub trait Backend: Send + Sync {
     fn capabilities(&self) -> &Capabilities;
 

@@ -36,6 +36,12 @@ impl Place {
         Self { cols: offset + heads * head_stride + after, offset, heads, head_stride, len }
     }
 
+    /// The same heads, elsewhere.
+    pub fn elsewhere(self, random: &mut Random) -> Self {
+        let moved = random.below(9);
+        Self { offset: moved, cols: moved + self.heads * self.head_stride + random.below(9), ..self }
+    }
+
     pub fn width(self) -> usize {
         self.heads * self.len
     }

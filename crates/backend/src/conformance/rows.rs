@@ -207,7 +207,8 @@ impl Add {
     fn random(random: &mut Random, number: usize) -> Self {
         let (width, rows) = (random.width(&[]), random.rows(number));
         let terms = [random.values(rows * width), random.values(rows * width)];
-        Self { width, terms, places: [Place::flat(random, width), Place::flat(random, width)] }
+        let place = Place::flat(random, width);
+        Self { width, terms, places: [place, place.elsewhere(random)] }
     }
 }
 
@@ -249,8 +250,8 @@ struct GatherLogitRows {
 impl GatherLogitRows {
     fn random(random: &mut Random, number: usize) -> Self {
         let (width, rows) = (random.width(&[]), random.rows(number));
-        let places = [Place::flat(random, width), Place::flat(random, width)];
-        Self { width, x: random.values(rows * width), places }
+        let place = Place::flat(random, width);
+        Self { width, x: random.values(rows * width), places: [place, place.elsewhere(random)] }
     }
 }
 
