@@ -72,11 +72,11 @@ impl Mailbox {
     /// Puts one request into the queue. `make` is given its id; ids ascend in the order of the queue.
     pub fn submit<T>(&self, make: impl FnOnce(RequestId) -> (Submission, T)) -> Result<T, SubmitError> {
         let mut state = self.lock();
-        if let Some(error) = &state.ended {
-            return Err(SubmitError::Ended(error.clone()));
-        }
         if state.draining {
             return Err(SubmitError::Draining);
+        }
+        if let Some(error) = &state.ended {
+            return Err(SubmitError::Ended(error.clone()));
         }
         if state.mail.submitted.len() + state.load.waiting >= self.queue_requests_max {
             return Err(SubmitError::QueueFull { queue_requests_max: self.queue_requests_max });
@@ -133,10 +133,16 @@ impl Mailbox {
         Some(mail)
     }
 
+    /// Tells how things stand while a step is computed.
+    pub fn report(&self, load: SchedulerLoad) {
+        self.lock().load = load;
+    }
+
     /// The loop has ended: nothing is taken any more. Returns what was still in the queue.
     pub fn end(&self, why: EngineError) -> Mail {
         let mut state = self.lock();
         state.ended = Some(why);
+        state.load = SchedulerLoad { running: 0, waiting: 0, paused: 0, kv_blocks_used: 0, ..state.load };
         self.progress.notify_all();
         std::mem::take(&mut state.mail)
     }
@@ -147,9 +153,9 @@ impl Mailbox {
     pub fn drain(&self, timeout: Duration) -> usize {
         let mut state = self.lock();
         state.draining = true;
-        let deadline = Instant::now() + timeout;
+        let began = Instant::now();
         while state.ended.is_none() && state.live() > 0 {
-            let left = deadline.saturating_duration_since(Instant::now());
+            let left = timeout.saturating_sub(began.elapsed());
             if left.is_zero() {
                 return state.live();
             }

@@ -98,7 +98,10 @@ impl StepLoop {
             self.requests.remove(&id);
         }
         for id in mail.resumed {
-            self.scheduler.set_paused(id, false);
+            // Word may have come late, from before the present pause: the stream itself knows.
+            if self.requests.get(&id).is_some_and(|request| !request.sender.pause()) {
+                self.scheduler.set_paused(id, false);
+            }
         }
     }
 
@@ -118,6 +121,7 @@ impl StepLoop {
     /// One step; false if there is nothing to do until mail comes. An error ends the engine.
     fn step(&mut self) -> Result<bool, EngineError> {
         let Some(plan) = self.scheduler.next_step() else { return Ok(false) };
+        self.mailbox.report(self.scheduler.load());
         self.fill_batch(&plan);
         match self.forward() {
             Ok(()) => self.deliver(&plan),

@@ -183,16 +183,22 @@ impl TextPipeline {
 
     /// Cuts at the first stop string. The thinking comes before the answer, also within one piece.
     fn watch(&mut self, split: SplitText) -> Piece {
-        let mut out = self.stop_reasoning.push(&split.reasoning);
-        let mut piece = Piece { reasoning: out.text, stopped: out.stopped.is_some(), ..Piece::default() };
-        if piece.stopped || split.text.is_empty() {
-            return piece;
+        let mut piece = Piece::default();
+        if !split.reasoning.is_empty() {
+            let out = self.stop_reasoning.push(&split.reasoning);
+            piece.reasoning = out.text;
+            piece.stopped = out.stopped.is_some();
         }
-        // The answer has begun: what looked like a stop string in the thinking was none.
-        piece.reasoning += &self.stop_reasoning.finish();
-        out = self.stop_text.push(&split.text);
-        piece.text = out.text;
-        piece.stopped = out.stopped.is_some();
+        if !piece.stopped && !split.text.is_empty() {
+            // The answer has begun: what looked like a stop string in the thinking was none.
+            piece.reasoning += &self.stop_reasoning.finish();
+            let out = self.stop_text.push(&split.text);
+            piece.text = out.text;
+            piece.stopped = out.stopped.is_some();
+        }
         piece
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -143,27 +143,46 @@ impl Model for ToyModel {
         self.logits.set_rows(batch.logit_rows.len());
         let mut logits = self.logits.storage_mut::<Vec<f32>>().chunks_exact_mut(TOY_VOCAB);
         for sequence in &batch.sequences {
-            let cell = |p: usize| sequence.blocks[p / block_tokens].0 as usize * block_tokens + p % block_tokens;
-            let mut digest = 0;
-            let mut position = 0;
-            for row in sequence.rows.clone() {
-                let own = sequence.context + row - sequence.rows.start;
-                cells[cell(own)] = mix(u64::from(batch.tokens[row]) << 32 | own as u64);
-                while position <= own {
-                    digest = mix(digest ^ cells[cell(position)]);
-                    position += 1;
-                }
+            let at = |p: usize| sequence.blocks[p / block_tokens].0 as usize * block_tokens + p % block_tokens;
+            let mut digest = (0..sequence.context).fold(0, |digest, position| fold(digest, cells[at(position)]));
+            for (row, position) in sequence.rows.clone().zip(sequence.context..) {
+                cells[at(position)] = cell(batch.tokens[row], position);
+                digest = fold(digest, cells[at(position)]);
                 if wanted.next_if_eq(&row).is_some() {
                     let out = logits.next().expect("counted by logit_rows"); // [vocab]
-                    let broken = self.faults.nan == Some(batch.tokens[row]);
-                    for (token, value) in out.iter_mut().enumerate() {
-                        let bits = mix(digest ^ token as u64) >> 40; // 24 bits
-                        *value = if broken { f32::NAN } else { bits as f32 / (1 << 21) as f32 - 4.0 };
+                    write_logits(digest, out);
+                    if self.faults.nan == Some(batch.tokens[row]) {
+                        out.fill(f32::NAN);
                     }
                 }
             }
         }
         Ok(self.logits.view())
+    }
+}
+
+/// What the toy says after these tokens, without any batch or cache. `[vocab]`
+pub fn toy_logits(context: &[TokenId]) -> Vec<f32> {
+    let digest = context.iter().zip(0..).fold(0, |digest, (&token, position)| fold(digest, cell(token, position)));
+    let mut logits = vec![0.0; TOY_VOCAB];
+    write_logits(digest, &mut logits);
+    logits
+}
+
+/// What the cache holds for a token at its position.
+fn cell(token: TokenId, position: usize) -> u64 {
+    mix(u64::from(token) << 32 | position as u64)
+}
+
+fn fold(digest: u64, cell: u64) -> u64 {
+    mix(digest ^ cell)
+}
+
+/// Logits from -4 to 4. `[vocab]`
+fn write_logits(digest: u64, out: &mut [f32]) {
+    for (token, value) in out.iter_mut().enumerate() {
+        let bits = mix(digest ^ token as u64) >> 40; // 24 bits
+        *value = bits as f32 / (1 << 21) as f32 - 4.0;
     }
 }
 

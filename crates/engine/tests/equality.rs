@@ -1,0 +1,105 @@
+//! An answer does not depend on who else is served: alone, batched, chunked, preempted, paused, always the same bits.
+
+mod support;
+
+use std::time::Duration;
+
+use lingqu_testkit::rng::Rng;
+use lingqu_testkit::toy::{TOY_VOCAB, ToyFaults};
+use lingqu_types::{GenerateRequest, Limits, SamplingParams, StopConditions, TokenId};
+use support::{assert_same, collect, plainly, request, start, tight, wide};
+
+/// A request with any of what a client may ask for.
+fn random_request(rng: &mut Rng, context: usize) -> GenerateRequest {
+    let long = rng.chance(20);
+    let prompt = rng.between(1, if long { context - 1 } else { 30 });
+    let prompt: Vec<TokenId> = (0..prompt).map(|_| rng.below(TOY_VOCAB) as TokenId).collect();
+    let temperature = if rng.chance(30) { 0.0 } else { rng.between(1, 20) as f32 / 10.0 };
+    let penalty = if rng.chance(30) { 1.2 } else { 1.0 };
+    let sampling = SamplingParams {
+        temperature,
+        top_k: rng.below(20) as u32,
+        top_p: rng.between(5, 10) as f32 / 10.0,
+        repetition_penalty: penalty,
+        frequency_penalty: penalty - 1.0,
+        seed: Some(rng.next_u64()),
+        ..SamplingParams::default()
+    };
+    let stop = StopConditions {
+        max_tokens: (!rng.chance(10)).then(|| rng.below(40) as u32),
+        stop_token_ids: if rng.chance(20) { vec![rng.below(TOY_VOCAB) as TokenId] } else { Vec::new() },
+        ignore_eos: rng.chance(50),
+    };
+    let logprobs = rng.chance(30).then(|| rng.below(5) as u32);
+    let prompt_logprobs = rng.chance(25).then(|| rng.below(4) as u32);
+    GenerateRequest { prompt, sampling, stop, logprobs, prompt_logprobs }
+}
+
+#[test]
+fn one_request_at_a_time() {
+    let check = |limits: &Limits, request: GenerateRequest, what: &str| {
+        let (_engine, handle, _) = start(limits, ToyFaults::default());
+        let got = collect(handle.submit(request.clone()).expect("taken"));
+        assert_same(&got, &plainly(&request, limits), what);
+    };
+    let prompt: Vec<TokenId> = (0..100).map(|i| i % 60).collect();
+    check(&wide(), request(&[3], 5), "one token of prompt");
+    check(&tight(), request(&prompt, 20), "a prompt in chunks");
+    check(&tight(), request(&prompt, 100), "the whole context");
+    check(&tight(), request(&prompt, 5000), "more than the context");
+    let scored = GenerateRequest { prompt_logprobs: Some(3), logprobs: Some(2), ..request(&prompt, 9) };
+    check(&tight(), scored.clone(), "scores in chunks");
+    check(&wide(), scored.clone(), "scores at once");
+    let stop = StopConditions { max_tokens: Some(0), ..scored.stop.clone() };
+    check(&tight(), GenerateRequest { stop: stop.clone(), ..scored.clone() }, "scores alone");
+    check(&tight(), GenerateRequest { stop, prompt_logprobs: None, ..scored }, "nothing at all");
+    let stop = StopConditions { max_tokens: None, stop_token_ids: vec![9, 3], ignore_eos: false };
+    check(&wide(), GenerateRequest { stop, ..request(&prompt, 0) }, "until it stops");
+}
+
+#[test]
+fn two_hundred_at_once_are_each_as_if_alone() {
+    for (limits, seed) in [(wide(), 1), (tight(), 2)] {
+        let (engine, handle, control) = start(&limits, ToyFaults::default());
+        let mut rng = Rng::new(seed);
+        let requests: Vec<_> = (0..200).map(|_| random_request(&mut rng, limits.context_tokens_max)).collect();
+        let streams = requests.iter().map(|r| handle.submit(r.clone()).expect("taken"));
+        let streams: Vec<_> = requests.iter().zip(streams).collect();
+        std::thread::scope(|scope| {
+            // Each reader takes one stream after the other, so that the later ones fill up and pause meanwhile.
+            let mut shares: Vec<Vec<_>> = (0..8).map(|_| Vec::new()).collect();
+            streams.into_iter().enumerate().for_each(|(i, stream)| shares[i % 8].push(stream));
+            for share in shares {
+                scope.spawn(|| {
+                    for (request, stream) in share {
+                        assert_same(&collect(stream), &plainly(request, &limits), &format!("{request:?}"));
+                    }
+                });
+            }
+        });
+        assert!(control.sequences_max() > 4, "they did not run together");
+        let load = handle.load();
+        assert!(limits != tight() || load.preemptions > 0, "blocks never ran out");
+        let report = engine.drain(Duration::from_secs(10));
+        assert_eq!((report.cut_off, report.stopped), (0, true));
+        assert_eq!((handle.load().running, handle.load().waiting, handle.load().kv_blocks_used), (0, 0, 0));
+    }
+}
+
+#[test]
+fn the_engine_reports_a_seed_that_replays_the_answer() {
+    let limits = wide();
+    let (_engine, handle, _) = start(&limits, ToyFaults::default());
+    let mut unseeded = request(&[1, 2, 3], 30);
+    unseeded.sampling.seed = None;
+    let (first, second) = (handle.submit(unseeded.clone()).unwrap(), handle.submit(unseeded.clone()).unwrap());
+    assert_ne!(first.seed, second.seed);
+    for stream in [first, second] {
+        let seed = stream.seed;
+        let reply = collect(stream);
+        assert_eq!(reply.finished.expect("it ends").seed, seed);
+        let sampling = SamplingParams { seed: Some(seed), ..unseeded.sampling.clone() };
+        let replay = GenerateRequest { sampling, ..unseeded.clone() };
+        assert_same(&reply, &plainly(&replay, &limits), "replayed");
+    }
+}
