@@ -162,7 +162,7 @@ impl Experts {
         experts
     }
 
-    /// Experts spread over two devices give the bits of all on one: each slot's output alone, then [`Backend::combine`].
+    /// Experts spread over two devices give the bits of all on one: each slot alone, then [`Backend::combine`].
     pub fn check_shards(&self, suite: &mut Suite<'_>) {
         let outcome = self.shards(suite.subject).unwrap_or_else(|Problem(problem)| Outcome::failed(problem));
         suite.report.note(self.subject(), "shards", outcome);

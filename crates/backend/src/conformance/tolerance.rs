@@ -1,7 +1,7 @@
 //! How far a backend may be from the oracle, and from what the distance is measured.
 //!
-//! A product `w . x` is compared with `|w|_2 max|x| + max|w| |x|_2`: if each factor is off by an independent error of up
-//! to a fixed share of the largest one, as by rounding to a common grid, then the error of the sum is a share of this.
+//! A product `w . x` is compared with `|w|_2 max|x| + max|w| |x|_2`: if each factor is off by an independent error of
+//! up to a fixed share of the largest one, as by rounding to a common grid, then the error of the sum is a share of it.
 //! It does not grow with the length as the worst case `sum |w||x|` does, and so a lost term still shows.
 //!
 //! Errors of inner products go through the rest of a feed-forward layer by its derivative, as independent errors.
