@@ -32,7 +32,7 @@ fn requests(vocab: usize) -> Vec<GenerateRequest> {
     let one = |i: usize| {
         let prompt = rng.between(1, 60);
         let prompt: Vec<TokenId> = (0..prompt).map(|_| rng.below(vocab) as TokenId).collect();
-        let temperature = if i % 3 == 0 { 0.0 } else { 1.0 };
+        let temperature = if i.is_multiple_of(3) { 0.0 } else { 1.0 };
         let sampling = SamplingParams { temperature, seed: Some(i as u64), ..SamplingParams::default() };
         let prompt_logprobs = (i % 4 == 1).then_some(2);
         GenerateRequest { sampling, logprobs: Some(2), prompt_logprobs, ..request(&prompt, 24) }
