@@ -1,0 +1,45 @@
+//! The bounds of the gRPC server. Each says what it protects.
+
+use std::time::Duration;
+
+/// [`Default`] suits a server on an internal network.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct GrpcConfig {
+    /// TCP connections at once; one more is closed at once. Bounds sockets and their buffers.
+    pub connections_max: usize,
+    /// Calls at once on one connection; a client's further calls wait on its own side.
+    pub streams_per_connection_max: u32,
+    /// Calls at once in all; one more is answered RESOURCE_EXHAUSTED. Bounds the memory of calls.
+    pub calls_max: usize,
+    /// Bytes of one request.
+    pub request_bytes_max: usize,
+    /// Bytes of all requests that are still arriving.
+    pub request_bytes_in_flight_max: usize,
+    /// For a request to arrive whole: clears streams that are opened and left so. Reflection streams live no longer.
+    pub request_read_timeout: Duration,
+    /// Bytes of one unary reply, before it is refused in favour of the streaming call. Clients take 4 MiB by default.
+    pub reply_bytes_max: usize,
+    /// Prompts tokenized at once, each on a thread of its own.
+    pub text_work_max: usize,
+    /// A silent connection is asked for a sign of life this often, and closed when it gives none for as long again.
+    pub keepalive_interval: Duration,
+    /// For calls to end once the server stops ([`crate::Phase::Stopping`]); what is left is cut off.
+    pub stop_timeout: Duration,
+}
+
+impl Default for GrpcConfig {
+    fn default() -> Self {
+        Self {
+            connections_max: 1024,
+            streams_per_connection_max: 1024,
+            calls_max: 4096,
+            request_bytes_max: 4 << 20,
+            request_bytes_in_flight_max: 256 << 20,
+            request_read_timeout: Duration::from_secs(30),
+            reply_bytes_max: 4 << 20,
+            text_work_max: 2,
+            keepalive_interval: Duration::from_secs(30),
+            stop_timeout: Duration::from_secs(5),
+        }
+    }
+}

@@ -1,0 +1,6 @@
+//! Messages of the wire to and from the nouns of the engine.
+
+pub mod event;
+pub mod generate;
+pub mod input;
+pub mod sampling;

@@ -1,0 +1,75 @@
+//! What the services serve.
+
+use std::sync::Arc;
+
+use lingqu_engine::EngineHandle;
+use lingqu_tokenizer::Tokenizer;
+use lingqu_types::{SamplingParams, TokenId};
+use tokio::sync::Semaphore;
+use tonic::Status;
+
+use crate::status;
+
+/// A model with its engine, as the wiring hands it over.
+pub struct ServedModel {
+    pub engine: EngineHandle,
+    pub tokenizer: Arc<Tokenizer>,
+    pub card: ModelCard,
+    /// Sampling of a request that says nothing: the model's generation_config.json over plain sampling.
+    pub default_sampling: SamplingParams,
+}
+
+/// What clients are told about a model.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct ModelCard {
+    /// What requests call it.
+    pub name: String,
+    /// `deepseek2`, `qwen2`, `llama`.
+    pub architecture: String,
+    /// Token ids are below this: the rows of the embedding, which may be more than the tokenizer has.
+    pub vocabulary_size: u32,
+    /// Of weights and configuration.
+    pub fingerprint: String,
+    /// Formats of the weights; the one that holds most bytes first.
+    pub weight_formats: Vec<String>,
+    /// Tokens that end a generation.
+    pub eos_token_ids: Vec<TokenId>,
+}
+
+/// A served model, shared by the services.
+pub(crate) struct Served {
+    pub model: ServedModel,
+    /// Bytes of a unary reply at most.
+    pub reply_bytes_max: usize,
+    /// Tokenizing and templates are work for a CPU: only so many at once, off the threads that serve connections.
+    text_work: Semaphore,
+}
+
+impl Served {
+    pub fn new(model: ServedModel, reply_bytes_max: usize, text_work_max: usize) -> Self {
+        Self { model, reply_bytes_max, text_work: Semaphore::new(text_work_max.clamp(1, Semaphore::MAX_PERMITS)) }
+    }
+
+    /// NOT_FOUND unless `name` is empty or this model's.
+    pub fn check_name(&self, name: &str) -> Result<(), Status> {
+        match name.is_empty() || name == self.model.card.name {
+            true => Ok(()),
+            false => {
+                let served = &self.model.card.name;
+                Err(Status::not_found(format!("model: this server has no such model; it serves {served:?}")))
+            }
+        }
+    }
+
+    /// Runs text work on a thread that may block.
+    pub async fn off_thread<T: Send + 'static>(
+        &self,
+        task: &'static str,
+        work: impl FnOnce(&Tokenizer) -> Result<T, Status> + Send + 'static,
+    ) -> Result<T, Status> {
+        let _turn = self.text_work.acquire().await.map_err(|e| status::internal_task(task, e))?;
+        let tokenizer = Arc::clone(&self.model.tokenizer);
+        let result = tokio::task::spawn_blocking(move || work(&tokenizer)).await;
+        result.map_err(|e| status::internal_task(task, e))?
+    }
+}

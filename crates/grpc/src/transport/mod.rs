@@ -1,0 +1,4 @@
+//! What lies under the services: connections and calls, within bounds.
+
+pub mod admission;
+pub mod connections;
