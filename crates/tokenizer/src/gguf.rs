@@ -212,9 +212,8 @@ impl PreTokenizerRules {
             Some("llama-bpe" | "llama3" | "llama-v3") => {
                 Self { ignore_merges: true, add_bos: true, ..plain(words(r"\p{N}{1,3}"), false) }
             }
-            Some("qwen2" | "deepseek-r1-qwen") => {
-                Self { normalizer: json!({"type": "NFC"}), ..plain(words(r"\p{N}"), false) }
-            }
+            Some("deepseek-r1-qwen") => plain(words(r"\p{N}"), false),
+            Some("qwen2") => Self { normalizer: json!({"type": "NFC"}), ..plain(words(r"\p{N}"), false) },
             Some("deepseek-v3") => plain(splits(&DEEPSEEK_V3), false),
             Some("deepseek-llm") => plain([splits(&DEEPSEEK_LLM), vec![digits]].concat(), false),
             Some("deepseek-coder") => plain([splits(&DEEPSEEK_CODER), vec![digits]].concat(), false),

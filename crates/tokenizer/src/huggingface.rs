@@ -165,7 +165,14 @@ impl Tokenizer {
                     ids(config.add_eos_token.unwrap_or(false), &special.eos),
                 )
             }
-            _ => template_tokens(&post_processor)?,
+            _ => {
+                let (mut prefix, suffix) = template_tokens(&post_processor)?;
+                // Transformers 5 heeds an explicit wish in every class; 4 did so in Llama's alone.
+                if let (Some(true), Some((_, bos)), true) = (config.add_bos_token, &special.bos, prefix.is_empty()) {
+                    prefix.push(*bos);
+                }
+                (prefix, suffix)
+            }
         };
         drop(ids);
         let template = chat_template_source(&files, &config)?;

@@ -112,12 +112,6 @@ fn byte_alphabet() -> &'static HashMap<char, u8> {
     })
 }
 
-/// The content that stands for one byte; tests build vocabularies of it.
-#[cfg(test)]
-pub(crate) fn byte_content(byte: u8) -> String {
-    byte_alphabet().iter().find(|&(_, &b)| b == byte).map(|(c, _)| c.to_string()).expect("all 256 bytes are there")
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;

@@ -201,30 +201,40 @@ fn without_generation_tags(source: &str) -> String {
     out
 }
 
+/// What stands before a `*`.
+#[derive(Clone, Copy, PartialEq)]
+enum Before {
+    /// An operator, a bracket that opens: the sign is that of `f(*list)`.
+    Nothing,
+    /// A name or number.
+    Factor,
+    /// A text, or a bracket that closes: maybe a constant text or list.
+    Value,
+}
+
 /// Finds the longest literal text, and refuses products of constants: the compiler would work them out
 /// (`"x" * 99999999`) before any bound holds.
 fn check_tokens(source: &str, syntax: &SyntaxConfig) -> Result<usize, ChatTemplateError> {
     let mut literal_bytes_max = 0;
-    let (mut before, mut times) = (false, false);
+    let (mut before, mut times) = (Before::Nothing, false);
     for token in tokenize(source, false, syntax.clone()) {
         let (token, _) = token.map_err(|e| ChatTemplateError::Syntax(first_line(&e)))?;
-        let number = matches!(token, Token::Ident(_) | Token::Int(_) | Token::Float(_));
-        if times && !number {
+        let factor = matches!(token, Token::Ident(_) | Token::Int(_) | Token::Float(_));
+        let product = matches!(token, Token::Mul) && before != Before::Nothing;
+        if (times && !factor) || (product && before == Before::Value) {
             return Err(ChatTemplateError::Syntax("`*` is for names and numbers only".into()));
         }
-        times = false;
-        match token {
-            Token::TemplateData(text) => literal_bytes_max = literal_bytes_max.max(text.len()),
-            Token::Mul if before => times = true,
-            _ => {}
-        }
-        // `f(*list)` is no product: nothing stands before the sign that could be a factor.
-        let string = matches!(token, Token::Str(_) | Token::String(_));
-        let closed = matches!(token, Token::ParenClose | Token::BracketClose | Token::BraceClose);
-        before = number || string || closed;
-        if matches!(token, Token::Mul) {
-            before = false;
-        }
+        times = product;
+        before = match token {
+            Token::TemplateData(text) => {
+                literal_bytes_max = literal_bytes_max.max(text.len());
+                Before::Nothing
+            }
+            Token::Str(_) | Token::String(_) => Before::Value,
+            Token::ParenClose | Token::BracketClose | Token::BraceClose => Before::Value,
+            _ if factor => Before::Factor,
+            _ => Before::Nothing,
+        };
     }
     if literal_bytes_max > LITERAL_BYTES_MAX {
         let problem = format!("a literal text of {literal_bytes_max} bytes is longer than {LITERAL_BYTES_MAX}");
