@@ -1,9 +1,10 @@
 #!/usr/bin/env python3
 """Compares the golden GGUF models with llama.cpp: an independent reader of our files and conventions.
 
-Needs `pip install --no-deps xllamacpp` (checked with 2026.10.11549). For each prompt it prints the largest difference of the four
-likeliest log-probs after the last token. llama.cpp rounds activations to int8 for quantised weights: expect a few 1e-2 there,
-1e-3 for f32 and f16. It cannot open deepseek2-v2-lite-q4_k_m: it knows V2-Lite by its 27 layers, ours has 2.
+Needs `pip install --no-deps xllamacpp` (checked with 2026.10.11549). For each prompt it prints the largest
+difference of the four likeliest log-probs after the last token. llama.cpp rounds activations to int8 for quantised
+weights: expect a few 1e-2 there, 1e-3 for f32 and f16. deepseek2-v2-groups-* may differ by more: llama.cpp ranks V2's
+groups as V3's. It cannot open deepseek2-v2-lite-q4_k_m: it knows V2-Lite by its 27 layers, ours has 2.
 
 usage: check_with_llamacpp.py [NAME ...] 2>/dev/null
 """

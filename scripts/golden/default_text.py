@@ -1,4 +1,4 @@
-"""What the stand-in default model is trained on: lines and dialogues of this project's own, and old public-domain poems."""
+"""What the stand-in default model is trained on: our own lines and dialogues, and old poems."""
 
 SENTENCES = """\
 灵渠在广西兴安，秦始皇二十八年开凿，沟通湘江和漓江，两千多年来一直有水流过。

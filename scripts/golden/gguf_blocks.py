@@ -52,7 +52,7 @@ def fill(kind, count, d, m, rng):
 
 
 def balance(kind, blocks, rng):
-    """Makes each sub-block's minimum nearly its scale, as centred weights have it; else sub-blocks are mostly offset."""
+    """Makes each sub-block's minimum nearly its scale, as in centred weights; else sub-blocks are mostly offset."""
     if kind == Type.Q2_K:  # 16 bytes: scale in the low nibble, minimum in the high one
         scale = blocks[:, :16] & 15
         blocks[:, :16] = scale | ((scale ^ rng.integers(0, 2, scale.shape, dtype=np.uint8)) << 4)

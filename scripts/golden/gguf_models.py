@@ -42,7 +42,8 @@ MODELS = {
         )
     },
     **{
-        f"llama-{kind.name.lower()}": (520 + i, kind, kind, "llama-bpe", WIDE | dict(tie_word_embeddings=i % 2 == 0), {})
+        f"llama-{kind.name.lower()}": (520 + i, kind, kind, "llama-bpe", WIDE | dict(tie_word_embeddings=i % 2 == 0),
+                                        {})
         for i, kind in enumerate([Type.Q2_K, Type.Q3_K, Type.Q4_K, Type.Q5_K, Type.Q6_K, Type.IQ4_XS])
     },
     # llama3 scaling as convert_hf_to_gguf.py writes it: a tensor of divisors, rope_freqs.weight; head_dim given

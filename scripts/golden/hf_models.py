@@ -109,7 +109,8 @@ MODELS = {
     "deepseek-v2-bf16": (302, "bfloat16", 1, DEEPSEEK_V2 | dict(
         vocab_size=384, hidden_size=96, intermediate_size=192, moe_intermediate_size=32, num_hidden_layers=3,
         num_attention_heads=4, num_key_value_heads=4, q_lora_rank=56, kv_lora_rank=40, qk_nope_head_dim=20,
-        qk_rope_head_dim=24, v_head_dim=28, rope_scaling=yarn(16, 0.707, 0.707, 128, beta_fast=4), n_routed_experts=16, n_shared_experts=2, num_experts_per_tok=4,
+        qk_rope_head_dim=24, v_head_dim=28, rope_scaling=yarn(16, 0.707, 0.707, 128, beta_fast=4),
+        n_routed_experts=16, n_shared_experts=2, num_experts_per_tok=4,
         first_k_dense_replace=1, topk_method="group_limited_greedy", n_group=4, topk_group=2,
         routed_scaling_factor=4.0)),
     # V3/R1 like

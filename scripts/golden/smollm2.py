@@ -1,4 +1,4 @@
-"""Reference scores of a real model that is not committed: SmolLM2-135M-Instruct, GGUF Q4_1 (scripts/fetch_smollm2.sh)."""
+"""Reference scores of a real model that is not committed: SmolLM2-135M-Instruct, GGUF Q4_1 (fetch_smollm2.sh)."""
 
 import json
 

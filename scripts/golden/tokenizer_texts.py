@@ -127,4 +127,5 @@ SPECIAL_TEXTS = [
     " {0} {0}",
     "{1}{1}{0}",
 ]
-ALMOST_SPECIAL = ["<|", "<｜", "|>", "<think", "<think>inside</think>outside", "<|not_a_token|>", "<｜User｜>hi<｜Assistant｜>"]
+ALMOST_SPECIAL = ["<|", "<｜", "|>", "<think", "<think>inside</think>outside", "<|not_a_token|>"]
+ALMOST_SPECIAL += ["<｜User｜>hi<｜Assistant｜>"]
