@@ -6,7 +6,7 @@
 pub(crate) fn exp_nonpositive(x: f64) -> f64 {
     const LOG2_E: f64 = std::f64::consts::LOG2_E;
     // ln 2 in two parts: the first has zeros at its end, so that k * LN2_HIGH is exact for small whole k.
-    const LN2_HIGH: f64 = 6.931_471_803_691_238_2e-1;
+    const LN2_HIGH: f64 = 6.931_471_803_691_238e-1;
     const LN2_LOW: f64 = 1.908_214_929_270_587_7e-10;
     /// Adding and subtracting this rounds to a whole number (1.5 * 2^52).
     const ROUND: f64 = 6_755_399_441_055_744.0;

@@ -98,14 +98,14 @@ impl Writer {
             ValueKind::String => self.json_string(value.as_str().unwrap_or_default(), style),
             ValueKind::Seq | ValueKind::Iterable => {
                 let items = value.try_iter()?.checked().collect::<Result<Vec<_>, _>>()?;
-                self.json_items("[", "]", items.len(), style, depth, |w, i| w.json(&items[i], style, depth + 1))
+                self.json_items(("[", "]"), items.len(), style, depth, |w, i| w.json(&items[i], style, depth + 1))
             }
             ValueKind::Map => {
                 let mut keys = value.try_iter()?.checked().collect::<Result<Vec<_>, _>>()?;
                 if style.sort_keys {
                     keys.sort_by(|a, b| a.as_str().cmp(&b.as_str()));
                 }
-                self.json_items("{", "}", keys.len(), style, depth, |w, i| {
+                self.json_items(("{", "}"), keys.len(), style, depth, |w, i| {
                     let key = &keys[i];
                     match key.as_str() {
                         Some(key) => w.json_string(key, style)?,
@@ -126,14 +126,13 @@ impl Writer {
 
     fn json_items(
         &mut self,
-        open: &str,
-        close: &str,
+        brackets: (&str, &str),
         count: usize,
         style: &JsonStyle,
         depth: usize,
         mut item: impl FnMut(&mut Self, usize) -> Result<(), Error>,
     ) -> Result<(), Error> {
-        self.push(open)?;
+        self.push(brackets.0)?;
         for i in 0..count {
             self.push(if i == 0 { "" } else { &style.item_separator })?;
             self.new_line(style, depth + 1)?;
@@ -142,7 +141,7 @@ impl Writer {
         if count > 0 {
             self.new_line(style, depth)?;
         }
-        self.push(close)
+        self.push(brackets.1)
     }
 
     fn new_line(&mut self, style: &JsonStyle, depth: usize) -> Result<(), Error> {

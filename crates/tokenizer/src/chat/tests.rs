@@ -112,9 +112,11 @@ fn bombs_are_errors() {
         "{% macro f() %}{{ f() }}{% endmacro %}{{ f() }}",
         "{% set x = 'a' %}{% for i in range(1) recursive %}{{ loop([1]) }}{% endfor %}",
         "{% set ns = namespace(s='a') %}{% for i in range(60) %}{% set ns.s = ns.s.replace('a', 'aaaa') %}{% endfor %}",
-        "{% set ns = namespace(s='a') %}{% for i in range(60) %}{% set ns.s = ns.s | replace('a', 'aaaa') %}{% endfor %}",
+        "{% set ns = namespace(s='a') %}{% for i in range(60) %}\
+         {% set ns.s = ns.s | replace('a', 'aaaa') %}{% endfor %}",
         "{% set ns = namespace(s='a') %}{% for i in range(60) %}{% set ns.s = [ns.s, ns.s] | join('') %}{% endfor %}",
-        "{% set ns = namespace(s='a') %}{% for i in range(60) %}{% set ns.s = ns.s.join([ns.s, ns.s, ns.s]) %}{% endfor %}",
+        "{% set ns = namespace(s='a') %}{% for i in range(60) %}\
+         {% set ns.s = ns.s.join([ns.s, ns.s, ns.s]) %}{% endfor %}",
         "{% set ns = namespace(s='aaa') %}{% for i in range(60) %}{% set x %}{{ ns.s }}{{ ns.s }}{% endset %}\
          {% set ns.s = x %}{% endfor %}",
         "{{ 'a\nb' | indent(999999999) }}",
@@ -134,7 +136,7 @@ fn bombs_are_errors() {
             assert!(!error.to_string().is_empty());
             assert!(started.elapsed().as_secs() < 20, "{source}: {:?}", started.elapsed());
         }
-        let deep = format!("{}1{}", "{{ [".repeat(1) + &"[".repeat(5000), "]".repeat(5000));
+        let deep = format!("{}1{}", "{{ ".to_owned() + &"[".repeat(5000), "]".repeat(5000));
         assert!(matches!(render(&deep), Err(ChatTemplateError::Syntax(_))));
         let long = "x".repeat(SOURCE_BYTES_MAX + 1);
         assert!(matches!(render(&long), Err(ChatTemplateError::Syntax(_))));
@@ -145,7 +147,8 @@ fn bombs_are_errors() {
 #[test]
 fn long_conversations_are_no_bombs() {
     let source = "{% set ns = namespace(all='') %}{% for m in messages %}{% if m['role'] == 'user' %}\
-                  {{ '<user>' + m['content'] }}{% else %}{{ '<assistant>' + m['content'] | trim }}{% endif %}{% endfor %}";
+                  {{ '<user>' + m['content'] }}\
+                   {% else %}{{ '<assistant>' + m['content'] | trim }}{% endif %}{% endfor %}";
     let template = ChatTemplate::new(source).unwrap();
     let turns: Vec<ChatMessage> = (0..20_000)
         .map(|i| ChatMessage::new(if i % 2 == 0 { "user" } else { "assistant" }, "字".repeat(100)))
