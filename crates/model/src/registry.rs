@@ -23,9 +23,11 @@ pub(crate) struct Architecture {
     pub read_json: fn(&ConfigJson, &str) -> Result<ModelConfig, ModelError>,
     /// From the keys `ARCHITECTURE.*`, the model's name, and what the tensors tell.
     pub read_gguf: fn(&Fields, &str, &TensorFacts) -> Result<ModelConfig, ModelError>,
-    /// Uploads the weights. An exchange, where there is one, holds the routed experts.
-    pub load: fn(&mut Loader, Option<Arc<dyn Exchange>>) -> Result<Box<dyn Model>, ModelError>,
+    pub load: Load,
 }
+
+/// Uploads the weights. An exchange, where there is one, holds the routed experts.
+type Load = fn(&mut Loader, Option<Arc<dyn Exchange>>) -> Result<Box<dyn Model>, ModelError>;
 
 const ARCHITECTURES: [Architecture; 3] = [
     Architecture {

@@ -35,7 +35,7 @@ impl Model for Qwen2 {
 
             // Attention. q, k: rotated; k, v: into the cache.
             b.rms_norm(s.x.view(), &layer.attention_norm, eps, s.normed.view_mut())?;
-            b.linear(s.normed.view(), &layer.attention.qkv, a.qkv.view_mut())?; // [rows, (heads + 2 kv_heads) * head_dim]
+            b.linear(s.normed.view(), &layer.attention.qkv, a.qkv.view_mut())?; // [rows, (heads + 2 kv_heads) * dim]
             let [q, k, v] = gqa.split(&a.qkv); // [rows, heads, head_dim], [rows, kv_heads, head_dim] twice
             b.rope(&step, q, rope, pairing, a.q.view_mut().split_heads(gqa.heads))?;
             b.rope(&step, k, rope, pairing, a.k.view_mut().split_heads(gqa.kv_heads))?;

@@ -3,6 +3,8 @@
 pub(crate) mod fields;
 pub(crate) mod gguf;
 pub(crate) mod hugging_face;
+#[cfg(test)]
+mod tests;
 
 use lingqu_backend::{GroupScore, KvEntry, RopePairing, RouteSpec};
 
