@@ -159,6 +159,7 @@ pub(crate) fn load(loader: &mut Loader, exchange: Option<Arc<dyn Exchange>>) -> 
     }))
 }
 
+// tidy: straight-line, the forward below is read against the paper in one piece
 impl Model for DeepSeek {
     fn config(&self) -> &ModelConfig {
         &self.config
