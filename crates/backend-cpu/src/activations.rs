@@ -1,9 +1,13 @@
-//! Activations as the kernels read them: f32 rows padded to lanes, or int8 with a scale for each 32 values.
+//! Activations as the kernels read them: f32 rows padded to lanes, or two planes of int8 with a scale for each 32
+//! values.
+//!
+//! One plane alone has a step of 1/127 of the largest value: enough to move log-probabilities of small models by some
+//! hundredths. The second plane makes the step 254 times finer, at the price of a second integer product.
 
 use crate::isa::{Simd, per_isa};
-use crate::math::round_i8;
+use crate::math::round_i16;
 use crate::memory::Source;
-use crate::simd::{LANES, QuantRows, X_GROUP};
+use crate::simd::{LANES, QuantRows, X_GROUP, X_MAX, X_STEP};
 use crate::team::{Shares, Team, share};
 
 /// What a set of weights wants of its input.
@@ -27,6 +31,8 @@ pub(crate) struct Activations {
     floats: Vec<f32>,
     /// `[rows, cols]`
     q: Vec<i8>,
+    /// What `q` leaves. `[rows, cols]`
+    r: Vec<i8>,
     /// `[rows, cols / 32]`
     d: Vec<f32>,
     /// `[rows, cols / 16]`
@@ -57,16 +63,24 @@ impl Activations {
         if wanted.quantised {
             assert!(cols.is_multiple_of(X_GROUP), "{cols} columns of a block format");
             self.q.resize(rows * cols, 0);
+            self.r.resize(rows * cols, 0);
             self.d.resize(rows * (cols / X_GROUP), 0.0);
             self.sums.resize(rows * (cols / 16), 0);
-            let (q, d, sums) = (Shares::new(&mut self.q), Shares::new(&mut self.d), Shares::new(&mut self.sums));
+            let (q, r) = (Shares::new(&mut self.q), Shares::new(&mut self.r));
+            let (d, sums) = (Shares::new(&mut self.d), Shares::new(&mut self.sums));
             team.run_if_worth(work * 2, |member, members| {
                 for row in share(rows, member, members) {
                     let part = |per_row: usize| row * per_row..(row + 1) * per_row;
                     // SAFETY: each row is one member's; `self` is borrowed until the team is done.
-                    let (q, d, sums) =
-                        unsafe { (q.part(part(cols)), d.part(part(cols / X_GROUP)), sums.part(part(cols / 16))) };
-                    quantise(simd, x.head(row / x.heads, row % x.heads), q, d, sums);
+                    let (q, r, d, sums) = unsafe {
+                        (
+                            q.part(part(cols)),
+                            r.part(part(cols)),
+                            d.part(part(cols / X_GROUP)),
+                            sums.part(part(cols / 16)),
+                        )
+                    };
+                    quantise(simd, x.head(row / x.heads, row % x.heads), [q, r], d, sums);
                 }
             });
         }
@@ -93,19 +107,20 @@ impl Activations {
     }
 
     pub fn quantised(&self) -> QuantRows<'_> {
-        QuantRows { cols: self.cols, q: &self.q, d: &self.d, sums: &self.sums }
+        QuantRows { cols: self.cols, q: &self.q, r: &self.r, d: &self.d, sums: &self.sums }
     }
 }
 
 per_isa! {
-    /// `x = d * q` with `d = max|x| / 127` over 32 values, rounded to nearest even; `sums` of each 16 of `q`.
-    pub(crate) fn quantise(x: &[f32], q: &mut [i8], d: &mut [f32], sums: &mut [i32]) = quantise_plain
+    /// `x = d * v` with the integer `v = 254 q + r` and `d = max|x| / 32258` over 32 values, rounded to nearest even;
+    /// `sums` of each 16 of `v`.
+    pub(crate) fn quantise(x: &[f32], planes: [&mut [i8]; 2], d: &mut [f32], sums: &mut [i32]) = quantise_plain
 }
 
 #[inline(always)]
-fn quantise_plain(x: &[f32], q: &mut [i8], d: &mut [f32], sums: &mut [i32]) {
-    let groups = x.as_chunks::<X_GROUP>().0.iter().zip(q.as_chunks_mut::<X_GROUP>().0);
-    for (g, (x, q)) in groups.enumerate() {
+fn quantise_plain(x: &[f32], [q, r]: [&mut [i8]; 2], d: &mut [f32], sums: &mut [i32]) {
+    let planes = q.as_chunks_mut::<X_GROUP>().0.iter_mut().zip(r.as_chunks_mut::<X_GROUP>().0);
+    for (g, (x, (q, r))) in x.as_chunks::<X_GROUP>().0.iter().zip(planes).enumerate() {
         let mut most = [0.0f32; 8];
         for x in x.as_chunks::<8>().0 {
             for j in 0..8 {
@@ -115,13 +130,18 @@ fn quantise_plain(x: &[f32], q: &mut [i8], d: &mut [f32], sums: &mut [i32]) {
         }
         let most = most.iter().fold(0.0, |most, &a| if a > most { a } else { most });
         // A scale whose inverse is infinite stands for values too small to matter.
-        let inverse = if most > 1e-36 { 127.0 / most } else { 0.0 };
-        d[g] = most / 127.0;
+        let inverse = if most > 1e-33 { X_MAX / most } else { 0.0 };
+        d[g] = most / X_MAX;
+        let mut v = [0i16; X_GROUP];
         for i in 0..X_GROUP {
-            q[i] = round_i8(x[i] * inverse);
+            v[i] = round_i16(x[i] * inverse);
+            // Nearest, so that the rest stays within -127..=127; at a tie both neighbours leave such a rest.
+            let high = round_i16(f32::from(v[i]) * (1.0 / X_STEP as f32));
+            q[i] = high as i8;
+            r[i] = (v[i] - high * X_STEP as i16) as i8;
         }
-        for (half, q) in q.as_chunks::<16>().0.iter().enumerate() {
-            sums[g * 2 + half] = q.iter().map(|&q| i32::from(q)).sum();
+        for (half, v) in v.as_chunks::<16>().0.iter().enumerate() {
+            sums[g * 2 + half] = v.iter().map(|&v| i32::from(v)).sum();
         }
     }
 }
@@ -131,6 +151,12 @@ mod tests {
     use super::*;
     use crate::isa::Isa;
     use crate::testing;
+
+    impl Activations {
+        fn integer(&self, i: usize) -> i32 {
+            X_STEP * i32::from(self.q[i]) + i32::from(self.r[i])
+        }
+    }
 
     #[test]
     fn quantised_rows_are_close_and_the_same_everywhere() {
@@ -146,14 +172,18 @@ mod tests {
             a.prepare(simd, &team, Source::packed(&x, rows, cols), wanted);
             assert_eq!(a.floats().0, x);
             for (i, &x) in x.iter().enumerate() {
-                let d = a.d[i / 32];
-                assert!((d * f32::from(a.q[i]) - x).abs() <= d * 0.5001 + 1e-37, "value {i} at {}", simd.isa());
+                let (d, v) = (a.d[i / 32], a.integer(i));
+                // Half a step, and what f32 loses on the way at 15 bits.
+                assert!((d * v as f32 - x).abs() <= d * 0.51 + 1e-33, "value {i} at {}", simd.isa());
+                assert!(a.q[i] > i8::MIN && a.r[i] > i8::MIN, "the kernels take no -128");
             }
             for (i, &sum) in a.sums.iter().enumerate() {
-                assert_eq!(sum, a.q[i * 16..][..16].iter().map(|&q| i32::from(q)).sum::<i32>());
+                assert_eq!(sum, (i * 16..(i + 1) * 16).map(|i| a.integer(i)).sum::<i32>());
             }
             match &first {
-                Some(f) => assert_eq!((&f.q, &f.d, &f.sums), (&a.q, &a.d, &a.sums), "{}", simd.isa()),
+                Some(f) => {
+                    assert_eq!((&f.q, &f.r, &f.d, &f.sums), (&a.q, &a.r, &a.d, &a.sums), "{}", simd.isa());
+                }
                 None => first = Some(a),
             }
         }

@@ -11,10 +11,11 @@
 //! - **Float weights** (F32 F16 BF16 FP8): activations in f32. A dot is spread over 16 lanes: lane `j` takes the
 //!   values `j, j + 16, ...` in order, each by one fused multiply-add; the lanes are added as a tree (`j` and `j + 8`,
 //!   `j + 4`, `j + 2`, `j + 1`). An FP8 weight is first multiplied by the scale of its block, rounded to f32.
-//! - **Block formats**: each row of activations is quantised once to int8, one f32 scale `max|x| / 127` to 32 values,
-//!   rounded to nearest even; all weights that the row meets share it. For each group of 16 or 32 weights that share
-//!   a scale `d` (and minimum `m`), in order: `acc = fma(d * x.d, i, acc)` with the exact integer
-//!   `i = sum((q - offset) * x.q)`, then with minima `acc = fma(m, x.d * sum(x.q), acc)`.
+//! - **Block formats**: each row of activations is quantised once to integers `v` of 16 bits (two planes of int8,
+//!   `v = 254 q + r`), one f32 scale `max|x| / 32258` to 32 values, rounded to nearest even; all weights that the row
+//!   meets share it. For each group of 16 or 32 weights that share a scale `d` (and minimum `m`), in order:
+//!   `acc = fma(d * x.d, i, acc)` with the exact integer `i = sum((q - offset) * x.v)`, then with minima
+//!   `acc = fma(m, x.d * sum(x.v), acc)`.
 //! - **Attention** runs over an f16 cache in f32, in tiles and splits counted from position 0 (see `attention.rs`).
 //! - **exp** and what is built on it are our own polynomial; square roots and divisions are IEEE's. Products are fused
 //!   with sums only where it says so, and there always: without hardware for it, a slow exact function is called.

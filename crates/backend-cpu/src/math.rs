@@ -77,10 +77,10 @@ pub(crate) fn fp8_to_f32(byte: u8) -> f32 {
     f32::from_bits(bits | u32::from(byte & 0x80) << 24)
 }
 
-/// The nearest integer, ties to even, of a value within -128..=127.
+/// The nearest integer, ties to even, of a value within -32768..=32767.
 #[inline(always)]
-pub(crate) fn round_i8(x: f32) -> i8 {
-    (x + ROUND).to_bits() as u8 as i8
+pub(crate) fn round_i16(x: f32) -> i16 {
+    (x + ROUND).to_bits() as u16 as i16
 }
 
 #[cfg(test)]
@@ -133,8 +133,9 @@ mod tests {
 
     #[test]
     fn rounding_is_to_even() {
-        for (x, want) in [(0.5, 0), (1.5, 2), (-0.5, 0), (-1.5, -2), (126.5, 126), (-127.0, -127), (127.0, 127)] {
-            assert_eq!(round_i8(x), want, "{x}");
+        for (x, want) in [(0.5, 0), (1.5, 2), (-0.5, 0), (-1.5, -2), (126.5, 126), (-32768.0, -32768), (32767.0, 32767)]
+        {
+            assert_eq!(round_i16(x), want, "{x}");
         }
     }
 }

@@ -3,7 +3,7 @@
 //! Layouts are those of `lingqu_tensor::quant`, which is the definition; this is the same, arranged to vectorise.
 
 use lingqu_tensor::Format;
-use lingqu_tensor::quant::{IQ4_VALUES, k_scale_min, q3_k_scales};
+use lingqu_tensor::quant::{IQ4_VALUES, q3_k_scales};
 
 use crate::isa::per_isa;
 use crate::math::{f16_to_f32, fp8_to_f32};
@@ -97,19 +97,19 @@ fn half(block: &[u8], at: usize) -> f32 {
 /// Low and high nibbles of 16 bytes.
 #[inline(always)]
 fn nibbles(bytes: &[u8], q: &mut [u8; 32]) {
-    for i in 0..16 {
-        q[i] = bytes[i] & 15;
-        q[16 + i] = bytes[i] >> 4;
-    }
+    let bytes: &[u8; 16] = bytes.first_chunk().expect("16 bytes of nibbles");
+    q[..16].copy_from_slice(&bytes.map(|byte| byte & 15));
+    q[16..].copy_from_slice(&bytes.map(|byte| byte >> 4));
 }
 
 /// Adds bit `i` of `bits` to value `i` as its fifth.
 #[inline(always)]
 fn fifth_bits(bits: &[u8], q: &mut [u8; 32]) {
+    // Eight bits to eight bytes at once: a copy of the byte in each, of which byte `i` keeps bit `i`.
     for (byte, q) in bits.iter().zip(q.as_chunks_mut::<8>().0) {
-        for i in 0..8 {
-            q[i] |= if byte & 1 << i == 0 { 0 } else { 16 };
-        }
+        let bits = u64::from(*byte).wrapping_mul(0x0101_0101_0101_0101) & 0x8040_2010_0804_0201;
+        let ones = (bits.wrapping_add(0x7f7f_7f7f_7f7f_7f7f) | bits) >> 7 & 0x0101_0101_0101_0101;
+        *q = (u64::from_le_bytes(*q) | ones << 4).to_le_bytes();
     }
 }
 
@@ -188,20 +188,26 @@ fn iq4_xs(block: &[u8; 136], (q, d, _): Block<'_, 256>) {
 #[inline(always)]
 fn k_scales(block: &[u8], d: &mut [f32], m: &mut [f32]) {
     let (scale, min) = (half(block, 0), half(block, 2));
+    // Four bytes at a time: `k_scale_min` of lingqu_tensor is the definition.
+    let word = |at: usize| u32::from_le_bytes([block[at], block[at + 1], block[at + 2], block[at + 3]]);
+    let (low, low_min, high) = (word(4), word(8), word(12));
+    const SIX: u32 = 0x3f3f_3f3f;
+    const FOUR: u32 = 0x0f0f_0f0f;
+    const TWO: u32 = 0x0303_0303;
+    let scales = [low & SIX, high & FOUR | (low >> 6 & TWO) << 4].map(u32::to_le_bytes);
+    let mins = [low_min & SIX, high >> 4 & FOUR | (low_min >> 6 & TWO) << 4].map(u32::to_le_bytes);
     for g in 0..8 {
-        let (s, n) = k_scale_min(&block[4..16], g);
-        d[g] = scale * f32::from(s);
-        m[g] = -(min * f32::from(n));
+        d[g] = scale * f32::from(scales[g / 4][g % 4]);
+        m[g] = -(min * f32::from(mins[g / 4][g % 4]));
     }
 }
 
 #[inline(always)]
 fn k_nibbles(bytes: &[u8], q: &mut [u8; 256]) {
     for (bytes, q) in bytes.as_chunks::<32>().0.iter().zip(q.as_chunks_mut::<64>().0) {
-        for i in 0..32 {
-            q[i] = bytes[i] & 15;
-            q[32 + i] = bytes[i] >> 4;
-        }
+        let (low, high) = (bytes.map(|byte| byte & 15), bytes.map(|byte| byte >> 4));
+        q[..32].copy_from_slice(&low);
+        q[32..].copy_from_slice(&high);
     }
 }
 
@@ -216,9 +222,18 @@ fn q5_k(block: &[u8; 176], (q, d, m): Block<'_, 256>) {
     k_scales(block, d, m);
     k_nibbles(&block[48..], q);
     let high: &[u8; 32] = block[16..].first_chunk().expect("32 of 160 bytes");
+    add_bits::<16>(high, q);
+}
+
+/// Adds `VALUE` where value `i` has its bit: bit `i / 32` of byte `i % 32`.
+#[inline(always)]
+fn add_bits<const VALUE: u8>(bits: &[u8; 32], q: &mut [u8; 256]) {
     for (g, q) in q.as_chunks_mut::<32>().0.iter_mut().enumerate() {
+        let mask = 1u8 << g;
+        // A comparison vectorises; bytes cannot be shifted.
+        let added = bits.map(|bits| if bits & mask == 0 { 0 } else { VALUE });
         for i in 0..32 {
-            q[i] |= (high[i] >> g & 1) << 4;
+            q[i] |= added[i];
         }
     }
 }
@@ -227,11 +242,11 @@ fn q5_k(block: &[u8; 176], (q, d, m): Block<'_, 256>) {
 #[inline(always)]
 fn pairs_of_bits(bytes: &[u8], q: &mut [u8; 256]) {
     for (bytes, q) in bytes.as_chunks::<32>().0.iter().zip(q.as_chunks_mut::<128>().0) {
-        for (quarter, q) in q.as_chunks_mut::<32>().0.iter_mut().enumerate() {
-            for i in 0..32 {
-                q[i] = bytes[i] >> (quarter * 2) & 3;
-            }
-        }
+        // The shifts are written out: only shifts by constants vectorise.
+        q[..32].copy_from_slice(&bytes.map(|byte| byte & 3));
+        q[32..64].copy_from_slice(&bytes.map(|byte| byte >> 2 & 3));
+        q[64..96].copy_from_slice(&bytes.map(|byte| byte >> 4 & 3));
+        q[96..].copy_from_slice(&bytes.map(|byte| byte >> 6));
     }
 }
 
@@ -253,11 +268,7 @@ fn q3_k(block: &[u8; 110], (q, d, _): Block<'_, 256>) {
         d[g] = scale * f32::from(scales[g]);
     }
     pairs_of_bits(&block[32..96], q);
-    for (g, q) in q.as_chunks_mut::<32>().0.iter_mut().enumerate() {
-        for i in 0..32 {
-            q[i] |= (block[i] >> g & 1) << 2;
-        }
-    }
+    add_bits::<4>(block.first_chunk().expect("32 of 110 bytes"), q);
 }
 
 #[inline(always)]

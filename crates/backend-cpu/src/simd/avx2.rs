@@ -2,7 +2,7 @@
 
 use std::arch::x86_64::*;
 
-use super::{Dots, FLOAT_ROWS, LANES, LaneSums, PANEL_ROWS, Panel, QuantRows, Tile, Unpacked, X_GROUP};
+use super::{Dots, FLOAT_ROWS, LANES, LaneSums, PANEL_ROWS, Panel, QuantRows, Tile, Unpacked, X_GROUP, X_STEP};
 
 /// # Safety
 /// `Tile::check` must have passed.
@@ -55,12 +55,12 @@ unsafe fn rows_n<const N: usize, const GROUP: usize, const MINS: bool, const WID
     rows: &[u32; N],
     sums: &mut [[f32; PANEL_ROWS]; N],
 ) {
-    let Tile { scheme, panel, x: QuantRows { cols, q, d, sums: x_sums }, start, len, .. } = *tile;
+    let Tile { scheme, panel, x: QuantRows { cols, q, r, d, sums: x_sums }, start, len, .. } = *tile;
     let at: [usize; N] = std::array::from_fn(|i| rows[i] as usize * cols + start);
     let offset = if WIDE { 0 } else { -i32::from(scheme.offset) };
     let ones = _mm256_set1_epi16(1);
     let flip = _mm256_set1_epi8(-128);
-    // SAFETY: `check`: the stretch lies in the panel and in each row of q, d and sums.
+    // SAFETY: `check`: the stretch lies in the panel and in each row of q, r, d and sums.
     unsafe {
         let mut acc: [Pair<__m256>; N] =
             std::array::from_fn(|i| std::array::from_fn(|h| _mm256_loadu_ps(sums[i].as_ptr().add(h * 8))));
@@ -72,7 +72,8 @@ unsafe fn rows_n<const N: usize, const GROUP: usize, const MINS: bool, const WID
                     x_sum[i] = if GROUP == 16 { *sum } else { *sum + *sum.add(1) };
                 }
             }
-            let mut dot: [Pair<__m256i>; N] = std::array::from_fn(|i| [_mm256_set1_epi32(offset * x_sum[i]); 2]);
+            let mut high = [[_mm256_setzero_si256(); 2]; N];
+            let mut low: [Pair<__m256i>; N] = std::array::from_fn(|i| [_mm256_set1_epi32(offset * x_sum[i]); 2]);
             for quad in 0..GROUP / 4 {
                 let w = panel.q.as_ptr().add(group * (GROUP / 4) + quad).cast::<__m256i>();
                 for h in 0..2 {
@@ -82,21 +83,25 @@ unsafe fn rows_n<const N: usize, const GROUP: usize, const MINS: bool, const WID
                         w = _mm256_abs_epi8(signed);
                     }
                     for i in 0..N {
-                        let x = q.as_ptr().add(at[i] + group * GROUP + quad * 4).cast::<i32>().read_unaligned();
-                        let mut x = _mm256_set1_epi32(x);
-                        if WIDE {
-                            x = _mm256_sign_epi8(x, signed);
+                        let x = at[i] + group * GROUP + quad * 4;
+                        for (plane, dot) in [(q, &mut high[i][h]), (r, &mut low[i][h])] {
+                            let mut x = _mm256_set1_epi32(plane.as_ptr().add(x).cast::<i32>().read_unaligned());
+                            if WIDE {
+                                x = _mm256_sign_epi8(x, signed);
+                            }
+                            let products = _mm256_madd_epi16(_mm256_maddubs_epi16(w, x), ones);
+                            *dot = _mm256_add_epi32(*dot, products);
                         }
-                        let products = _mm256_madd_epi16(_mm256_maddubs_epi16(w, x), ones);
-                        dot[i][h] = _mm256_add_epi32(dot[i][h], products);
                     }
                 }
             }
             for i in 0..N {
                 let x_d = *d.as_ptr().add((at[i] + group * GROUP) / X_GROUP);
                 for h in 0..2 {
+                    let steps = _mm256_mullo_epi32(high[i][h], _mm256_set1_epi32(X_STEP));
+                    let dot = _mm256_add_epi32(steps, low[i][h]);
                     let w_d = _mm256_mul_ps(_mm256_load_ps(panel.d[group].as_ptr().add(h * 8)), _mm256_set1_ps(x_d));
-                    acc[i][h] = _mm256_fmadd_ps(w_d, _mm256_cvtepi32_ps(dot[i][h]), acc[i][h]);
+                    acc[i][h] = _mm256_fmadd_ps(w_d, _mm256_cvtepi32_ps(dot), acc[i][h]);
                     if MINS {
                         let w_m = _mm256_load_ps(panel.m[group].as_ptr().add(h * 8));
                         acc[i][h] = _mm256_fmadd_ps(w_m, _mm256_set1_ps(x_d * x_sum[i] as f32), acc[i][h]);

@@ -2,7 +2,7 @@
 
 use std::arch::x86_64::*;
 
-use super::{Dots, FLOAT_ROWS, LANES, LaneSums, PANEL_ROWS, Panel, QuantRows, Tile, Unpacked, X_GROUP};
+use super::{Dots, FLOAT_ROWS, LANES, LaneSums, PANEL_ROWS, Panel, QuantRows, Tile, Unpacked, X_GROUP, X_STEP};
 
 /// # Safety
 /// `Tile::check` must have passed.
@@ -51,10 +51,10 @@ unsafe fn rows_n<const N: usize, const GROUP: usize, const MINS: bool>(
     rows: &[u32; N],
     sums: &mut [[f32; PANEL_ROWS]; N],
 ) {
-    let Tile { scheme, panel, x: QuantRows { cols, q, d, sums: x_sums }, start, len, .. } = *tile;
+    let Tile { scheme, panel, x: QuantRows { cols, q, r, d, sums: x_sums }, start, len, .. } = *tile;
     let at: [usize; N] = std::array::from_fn(|i| rows[i] as usize * cols + start);
     let offset = -i32::from(scheme.offset);
-    // SAFETY: `check`: the stretch lies in the panel and in each row of q, d and sums.
+    // SAFETY: `check`: the stretch lies in the panel and in each row of q, r, d and sums.
     unsafe {
         let mut acc: [__m512; N] = std::array::from_fn(|i| _mm512_loadu_ps(sums[i].as_ptr()));
         for group in 0..len / GROUP {
@@ -65,18 +65,23 @@ unsafe fn rows_n<const N: usize, const GROUP: usize, const MINS: bool>(
                     x_sum[i] = if GROUP == 16 { *sum } else { *sum + *sum.add(1) };
                 }
             }
-            let mut dot: [__m512i; N] = std::array::from_fn(|i| _mm512_set1_epi32(offset * x_sum[i]));
+            let mut high = [_mm512_setzero_si512(); N];
+            let mut low: [__m512i; N] = std::array::from_fn(|i| _mm512_set1_epi32(offset * x_sum[i]));
             for quad in 0..GROUP / 4 {
                 let w = _mm512_load_si512(panel.q.as_ptr().add(group * (GROUP / 4) + quad).cast());
                 for i in 0..N {
-                    let x = q.as_ptr().add(at[i] + group * GROUP + quad * 4).cast::<i32>().read_unaligned();
-                    dot[i] = _mm512_dpbusd_epi32(dot[i], w, _mm512_set1_epi32(x));
+                    let x = at[i] + group * GROUP + quad * 4;
+                    let q = q.as_ptr().add(x).cast::<i32>().read_unaligned();
+                    let r = r.as_ptr().add(x).cast::<i32>().read_unaligned();
+                    high[i] = _mm512_dpbusd_epi32(high[i], w, _mm512_set1_epi32(q));
+                    low[i] = _mm512_dpbusd_epi32(low[i], w, _mm512_set1_epi32(r));
                 }
             }
             let w_d = _mm512_load_ps(panel.d[group].as_ptr());
             for i in 0..N {
                 let x_d = *d.as_ptr().add((at[i] + group * GROUP) / X_GROUP);
-                acc[i] = _mm512_fmadd_ps(_mm512_mul_ps(w_d, _mm512_set1_ps(x_d)), _mm512_cvtepi32_ps(dot[i]), acc[i]);
+                let dot = _mm512_add_epi32(_mm512_mullo_epi32(high[i], _mm512_set1_epi32(X_STEP)), low[i]);
+                acc[i] = _mm512_fmadd_ps(_mm512_mul_ps(w_d, _mm512_set1_ps(x_d)), _mm512_cvtepi32_ps(dot), acc[i]);
                 if MINS {
                     let w_m = _mm512_load_ps(panel.m[group].as_ptr());
                     acc[i] = _mm512_fmadd_ps(w_m, _mm512_set1_ps(x_d * x_sum[i] as f32), acc[i]);

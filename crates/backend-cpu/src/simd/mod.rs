@@ -24,6 +24,12 @@ pub(crate) const FLOAT_ROWS: usize = 8;
 /// Values that share one scale of quantised activations.
 pub(crate) const X_GROUP: usize = 32;
 
+/// What a step of the first plane of quantised activations is worth, in steps of the second. 254 and not 256: both
+/// planes then stay within -127..=127, whose signs AVX2 can turn.
+pub(crate) const X_STEP: i32 = 254;
+/// The largest quantised activation.
+pub(crate) const X_MAX: f32 = 127.0 * X_STEP as f32;
+
 /// 16 rows x 256 values of a block format, row by row: what unpacking writes.
 #[repr(C, align(64))]
 pub(crate) struct Unpacked {
@@ -55,16 +61,18 @@ pub(crate) struct Scheme {
     pub mins: bool,
 }
 
-/// Rows of quantised activations: `x = d * q`, 32 values to a scale.
+/// Rows of quantised activations: `x = d * v` with `v = 254 q + r`, 32 values to a scale.
 #[derive(Clone, Copy)]
 pub(crate) struct QuantRows<'a> {
     /// Values of a row, a multiple of 32.
     pub cols: usize,
     /// `[rows, cols]`, each in -127..=127
     pub q: &'a [i8],
+    /// `[rows, cols]`, each in -127..=127
+    pub r: &'a [i8],
     /// `[rows, cols / 32]`
     pub d: &'a [f32],
-    /// Sums of 16 values of `q`. `[rows, cols / 16]`
+    /// Sums of 16 values of `v`. `[rows, cols / 16]`
     pub sums: &'a [i32],
 }
 
@@ -89,14 +97,14 @@ impl Tile<'_> {
         assert!(self.len <= CHUNK && self.len.is_multiple_of(X_GROUP) && self.start.is_multiple_of(X_GROUP));
         assert!(x.cols.is_multiple_of(X_GROUP) && self.start + self.len <= x.cols);
         let rows = x.q.len() / x.cols.max(1);
-        assert!(x.d.len() == rows * (x.cols / 32) && x.sums.len() == rows * (x.cols / 16));
+        assert!(x.r.len() == x.q.len() && x.d.len() == rows * (x.cols / 32) && x.sums.len() == rows * (x.cols / 16));
         assert!(sums.len() == self.rows.len() && self.rows.iter().all(|&r| (r as usize) < rows));
     }
 }
 
 /// Adds the tile's part of each dot: for each group of the scheme in order, with `i` the exact integer
-/// `sum((q - offset) * x.q)` and `s = sum(x.q)`: `acc = fma(d * x.d, i, acc)`, then with minima
-/// `acc = fma(m, x.d * s, acc)`. sums `[rows, 16]`
+/// `sum((q - offset) * x.v)` and `s = sum(x.v)`: `acc = fma(d * x.d, i, acc)`, then with minima
+/// `acc = fma(m, x.d * s, acc)`. No integer leaves 32 bits: |i| < 2^28. sums `[rows, 16]`
 pub(crate) fn tile(simd: Simd, tile: Tile<'_>, sums: &mut [[f32; PANEL_ROWS]]) {
     tile.check(sums);
     match simd.isa() {

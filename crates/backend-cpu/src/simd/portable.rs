@@ -1,6 +1,6 @@
 //! The hand-written kernels in plain Rust: the definition of their bits.
 
-use super::{Dots, FLOAT_ROWS, LANES, LaneSums, PANEL_ROWS, Panel, Tile, Unpacked, X_GROUP};
+use super::{Dots, FLOAT_ROWS, LANES, LaneSums, PANEL_ROWS, Panel, Tile, Unpacked, X_GROUP, X_STEP};
 
 pub(super) fn tile(tile: Tile<'_>, sums: &mut [[f32; PANEL_ROWS]]) {
     let Tile { scheme, panel, x, start, len, rows } = tile;
@@ -13,7 +13,8 @@ pub(super) fn tile(tile: Tile<'_>, sums: &mut [[f32; PANEL_ROWS]]) {
             let sum: i32 = x.sums[x_at / 16..][..scheme.group / 16].iter().sum();
             let mut dot = [-i32::from(scheme.offset) * sum; PANEL_ROWS];
             for quad in 0..scheme.group / 4 {
-                let x: [i32; 4] = std::array::from_fn(|k| i32::from(x.q[x_at + quad * 4 + k]));
+                let value = |i: usize| X_STEP * i32::from(x.q[i]) + i32::from(x.r[i]);
+                let x: [i32; 4] = std::array::from_fn(|k| value(x_at + quad * 4 + k));
                 for (dot, q) in dot.iter_mut().zip(&panel.q[at / 4 + quad]) {
                     *dot += (0..4).map(|k| i32::from(q[k]) * x[k]).sum::<i32>();
                 }

@@ -40,9 +40,13 @@ fn tiles_have_the_same_bits_everywhere() {
         })
         .map(|q| q.max(-127))
         .collect();
+    // The second plane has its extremes in the same rows.
+    let r: Vec<i8> =
+        (0..q.len()).map(|i| if i / cols < 2 { q[i] } else { (random.next() % 255) as u8 as i8 }.max(-127)).collect();
     let d: Vec<f32> = (0..q.len() / 32).map(|_| random.unit()).collect();
-    let sums: Vec<i32> = q.chunks(16).map(|q| q.iter().map(|&q| i32::from(q)).sum()).collect();
-    let x = QuantRows { cols, q: &q, d: &d, sums: &sums };
+    let v: Vec<i32> = q.iter().zip(&r).map(|(&q, &r)| X_STEP * i32::from(q) + i32::from(r)).collect();
+    let sums: Vec<i32> = v.chunks(16).map(|v| v.iter().sum()).collect();
+    let x = QuantRows { cols, q: &q, r: &r, d: &d, sums: &sums };
     for scheme in SCHEMES {
         let most = if scheme.offset == 128 { 255 } else { 127 };
         let mut panel = panel(&mut random, most);
