@@ -14,7 +14,6 @@ use serde::Deserialize;
 #[derive(Deserialize)]
 pub struct Golden {
     pub model: String,
-    pub int8_activation_noise: f64,
     pub prompts: Vec<Prompt>,
     pub greedy: Vec<Greedy>,
 }
