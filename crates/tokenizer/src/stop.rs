@@ -93,8 +93,10 @@ impl StopMatcher {
         StopOutput { text, stopped: None }
     }
 
-    /// What was held back and turned out not to be a stop string. To be called at the end.
+    /// What was held back and turned out not to be a stop string. To be called at the end; what is pushed after it is
+    /// a new text.
     pub fn finish(&mut self) -> String {
+        self.stops.iter_mut().for_each(|stop| stop.matched = 0);
         std::mem::take(&mut self.held)
     }
 }
@@ -149,6 +151,14 @@ mod tests {
             Some((_, at, index)) => (text[..at].to_owned(), Some(index)),
             None => (text.to_owned(), None),
         }
+    }
+
+    #[test]
+    fn a_finished_matcher_starts_anew() {
+        let mut matcher = StopMatcher::new(&["END"]).unwrap();
+        assert_eq!((matcher.push("an EN").text, matcher.finish()), ("an ".to_owned(), "EN".to_owned()));
+        assert_eq!(matcher.push(""), StopOutput { text: String::new(), stopped: None });
+        assert_eq!(matcher.push("D").text, "D");
     }
 
     #[test]
