@@ -21,8 +21,9 @@ pub struct EncodeOptions {
     /// Put the model's own tokens around the text (beginning of sequence), where it has any. Off for a rendered chat:
     /// templates write their own.
     pub add_special_tokens: bool,
-    /// Read special tokens written out in the text (`<｜User｜>`) as those tokens. On for a rendered chat. Off, they are
-    /// plain text, but tokens that are added and not special (`<think>`) are found all the same, as in Hugging Face.
+    /// Read special tokens written out in the text (`<｜User｜>`) as those tokens. On for a rendered chat. Off, they
+    /// are plain text, but tokens that are added and not special (`<think>`) are found all the same, as in Hugging
+    /// Face.
     pub parse_special: bool,
 }
 

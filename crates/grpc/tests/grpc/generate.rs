@@ -122,17 +122,18 @@ async fn special_tokens_of_a_prompt_are_read_or_not() {
     assert_eq!(tokens(Some(false), Some(false)).await, "a < u s e r >");
 }
 
-#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn thinking_and_text_come_apart_and_whole() {
-    struct Row {
-        script: &'static str,
-        edit: fn(&mut v1::GenerateRequest),
-        reasoning: &'static str,
-        text: &'static str,
-        reason: FinishReason,
-    }
+/// A script that the model recites, what is asked of it, and what must arrive.
+struct Row {
+    script: &'static str,
+    edit: fn(&mut v1::GenerateRequest),
+    reasoning: &'static str,
+    text: &'static str,
+    reason: FinishReason,
+}
+
+fn thinking_rows() -> Vec<Row> {
     let plain = |_: &mut v1::GenerateRequest| ();
-    let rows = [
+    vec![
         // Each tag comes in as many tokens as it has bytes, each Chinese character in three.
         Row {
             script: "x<think>hm 你</think>yes 好.",
@@ -192,8 +193,12 @@ async fn thinking_and_text_come_apart_and_whole() {
             text: "ab<user>c",
             reason: FinishReason::Stop,
         },
-    ];
-    for Row { script, edit, reasoning, text, reason } in rows {
+    ]
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn thinking_and_text_come_apart_and_whole() {
+    for Row { script, edit, reasoning, text, reason } in thinking_rows() {
         let server = TestServer::reciting(&format!("<bos>{script}")).await;
         let mut request = greedy("x");
         edit(&mut request);

@@ -1,0 +1,190 @@
+//! The command line: what can be asked, and the help that explains it.
+
+use std::net::SocketAddr;
+use std::num::NonZeroUsize;
+use std::path::PathBuf;
+
+use clap::{Args, Parser, Subcommand, ValueEnum};
+
+/// Sequences computed together unless said otherwise.
+pub const DEFAULT_SEQUENCES: usize = 16;
+
+/// Inference server for DeepSeek-R1/V3 and the R1-Distill family.
+///
+/// Without --model every command uses the small default model that is embedded in this binary.
+#[derive(Debug, Parser)]
+#[command(name = "lingqu", version, propagate_version = true)]
+pub struct Cli {
+    #[command(subcommand)]
+    pub command: Command,
+}
+
+#[derive(Debug, Subcommand)]
+pub enum Command {
+    /// Serve completions over gRPC until SIGTERM, then finish what runs and exit.
+    Serve(ServeArgs),
+    /// Generate text for one prompt: the text goes to stdout, the figures to stderr.
+    Generate(GenerateArgs),
+    /// Print log-probabilities of given texts or token ids, one JSON object a line.
+    Score(ScoreArgs),
+    /// Describe a checkpoint: architecture, formats by tensor role, bytes, memory needed.
+    Inspect(InspectArgs),
+    /// Measure load time, prefill and decode speed, and the share of memory bandwidth reached.
+    Bench(BenchArgs),
+    /// Turn text into token ids with the model's tokenizer.
+    Tokenize(TokenizeArgs),
+    /// Turn token ids into text with the model's tokenizer.
+    Detokenize(DetokenizeArgs),
+}
+
+#[derive(Debug, Args)]
+pub struct ModelArgs {
+    /// Checkpoint: a folder with safetensors and config.json, a .gguf file, or any part of a split .gguf.
+    #[arg(long, value_name = "PATH")]
+    pub model: Option<PathBuf>,
+    /// Device that computes.
+    #[arg(long, value_enum, default_value_t = BackendName::Cpu)]
+    pub backend: BackendName,
+    /// Threads of the cpu backend [default: all cores].
+    #[arg(long, value_name = "N")]
+    pub threads: Option<NonZeroUsize>,
+    /// Instruction set of the cpu backend: portable, avx2, avx512 [default: the best this machine has].
+    #[arg(long, value_name = "NAME")]
+    pub isa: Option<String>,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum BackendName {
+    /// SIMD kernels over quantised weights.
+    Cpu,
+    /// Plain f32 arithmetic: slow, the yardstick of all others.
+    Reference,
+}
+
+#[derive(Debug, Args)]
+pub struct ServeArgs {
+    #[command(flatten)]
+    pub model: ModelArgs,
+    /// Address of the gRPC port.
+    #[arg(long, value_name = "ADDR", default_value = "127.0.0.1:50051")]
+    pub grpc_addr: SocketAddr,
+    /// Tokens of one sequence, prompt and output [default: the model's own, at most 8192].
+    #[arg(long, value_name = "N")]
+    pub max_context: Option<NonZeroUsize>,
+    /// Sequences computed together.
+    #[arg(long, value_name = "N", default_value_t = NonZeroUsize::new(DEFAULT_SEQUENCES).expect("it is not 0"))]
+    pub max_sequences: NonZeroUsize,
+    /// Requests that may wait; one more is refused with RESOURCE_EXHAUSTED.
+    #[arg(long, value_name = "N", default_value = "1024")]
+    pub max_queue: NonZeroUsize,
+    /// Seconds that running requests get to finish after SIGTERM.
+    #[arg(long, value_name = "SECONDS", default_value = "30")]
+    pub drain_timeout: u64,
+}
+
+#[derive(Debug, Args)]
+pub struct GenerateArgs {
+    #[command(flatten)]
+    pub model: ModelArgs,
+    /// Text to continue, or with --chat the user's message.
+    #[arg(long, value_name = "TEXT")]
+    pub prompt: String,
+    /// Put the prompt through the model's chat template.
+    #[arg(long)]
+    pub chat: bool,
+    /// Tokens to generate at most.
+    #[arg(long, value_name = "N", default_value = "256")]
+    pub max_tokens: u32,
+    /// 0 picks the likeliest token each time [default: the model's own, else 1].
+    #[arg(long, value_name = "T", allow_negative_numbers = true)]
+    pub temperature: Option<f32>,
+    /// Keep the likeliest tokens that together reach this probability [default: the model's own, else 1].
+    #[arg(long, value_name = "P")]
+    pub top_p: Option<f32>,
+    /// Keep this many likeliest tokens; 0 keeps all [default: the model's own, else 0].
+    #[arg(long, value_name = "K")]
+    pub top_k: Option<u32>,
+    /// Seed of the draws: the same seed gives the same text [default: a new one, printed].
+    #[arg(long, value_name = "S")]
+    pub seed: Option<u64>,
+    /// Tokens of the sequence, prompt and output [default: the model's own, at most 8192].
+    #[arg(long, value_name = "N")]
+    pub max_context: Option<NonZeroUsize>,
+}
+
+#[derive(Debug, Args)]
+pub struct ScoreArgs {
+    #[command(flatten)]
+    pub model: ModelArgs,
+    /// One JSON object a line: {"token_ids":[...]} or {"text":"..."}; - reads standard input.
+    #[arg(long, value_name = "FILE")]
+    pub input: PathBuf,
+    /// Likeliest tokens to print after each position.
+    #[arg(long, value_name = "K", default_value = "0")]
+    pub top: usize,
+}
+
+#[derive(Debug, Args)]
+pub struct InspectArgs {
+    /// Checkpoint [default: the embedded model].
+    pub path: Option<PathBuf>,
+    /// One JSON object instead of tables.
+    #[arg(long)]
+    pub json: bool,
+}
+
+#[derive(Debug, Args)]
+pub struct BenchArgs {
+    #[command(flatten)]
+    pub model: ModelArgs,
+    /// Prompt tokens of each sequence.
+    #[arg(long, value_name = "TOKENS", default_value = "512")]
+    pub prompt: NonZeroUsize,
+    /// Tokens decoded by each sequence.
+    #[arg(long = "gen", value_name = "TOKENS", default_value = "64")]
+    pub generate: NonZeroUsize,
+    /// Sequences decoded together, one figure for each.
+    #[arg(long, value_name = "N,N", value_delimiter = ',', default_value = "1,4,16")]
+    pub batch: Vec<NonZeroUsize>,
+    /// Repetitions of each figure.
+    #[arg(long, value_name = "N", default_value = "3")]
+    pub repeat: NonZeroUsize,
+    /// One JSON object instead of a table.
+    #[arg(long)]
+    pub json: bool,
+}
+
+#[derive(Debug, Args)]
+pub struct TokenizeArgs {
+    /// Checkpoint [default: the embedded model].
+    #[arg(long, value_name = "PATH")]
+    pub model: Option<PathBuf>,
+    /// Text; - reads standard input.
+    pub text: String,
+    /// Add the tokens that the model expects around a text, such as begin-of-sentence.
+    #[arg(long)]
+    pub special: bool,
+}
+
+#[derive(Debug, Args)]
+pub struct DetokenizeArgs {
+    /// Checkpoint [default: the embedded model].
+    #[arg(long, value_name = "PATH")]
+    pub model: Option<PathBuf>,
+    /// Token ids, separated by commas or spaces.
+    #[arg(required = true, value_delimiter = ',')]
+    pub ids: Vec<u32>,
+    /// Leave special tokens out of the text.
+    #[arg(long)]
+    pub skip_special: bool,
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::CommandFactory;
+
+    #[test]
+    fn the_command_line_is_consistent() {
+        super::Cli::command().debug_assert();
+    }
+}

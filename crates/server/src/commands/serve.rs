@@ -1,0 +1,104 @@
+//! `lingqu serve`: the server, until SIGTERM or Ctrl-C.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use anyhow::{Context, Result};
+use lingqu_engine::{Engine, EngineConfig};
+use lingqu_grpc::{GrpcConfig, ModelCard, Phase, ServedModel};
+use lingqu_model::Package;
+use lingqu_types::Limits;
+use tokio::net::TcpListener;
+use tokio::signal::unix::{SignalKind, signal};
+use tokio::sync::watch;
+
+use crate::cli::ServeArgs;
+use crate::embedded::model_name;
+use crate::wiring;
+
+/// Threads that speak gRPC; the model's own threads are separate.
+const NETWORK_THREADS: usize = 2;
+
+pub fn run(args: &ServeArgs) -> Result<()> {
+    tracing_subscriber::fmt().with_writer(std::io::stderr).with_max_level(tracing::Level::INFO).init();
+    let mut package = wiring::open_package(args.model.model.as_deref())?;
+    let limits = limits(args, &package)?;
+    let tokenizer = wiring::tokenizer(&mut package)?;
+    let backend = wiring::backend(&args.model)?;
+    let runtime = tokio::runtime::Builder::new_multi_thread()
+        .worker_threads(NETWORK_THREADS)
+        .enable_all()
+        .build()
+        .context("cannot start the network threads")?;
+    // Bound before the model is loaded: a port that is taken should not be learnt after minutes of loading.
+    let address = args.grpc_addr;
+    let listener =
+        runtime.block_on(TcpListener::bind(address)).with_context(|| format!("cannot listen on {address}"))?;
+
+    let model = wiring::load(&package, &backend, &limits)?;
+    let config = EngineConfig { limits, eos_token_ids: package.generation.eos_token_ids.clone() };
+    let engine = Engine::start(model, backend.clone(), config)?;
+    let served = ServedModel {
+        engine: engine.handle(),
+        tokenizer: Arc::new(tokenizer),
+        card: card(args, &package),
+        default_sampling: wiring::default_sampling(&package),
+    };
+    eprintln!("lingqu: serving {} with {}", served.card.name, backend.capabilities().name);
+    eprintln!("lingqu: gRPC on {}", listener.local_addr()?);
+    let drain_timeout = Duration::from_secs(args.drain_timeout);
+    runtime.block_on(serve_until_signal(engine, served, listener, drain_timeout))
+}
+
+fn limits(args: &ServeArgs, package: &Package) -> Result<Limits> {
+    let context = wiring::context_tokens_max(package, args.max_context.map(|n| n.get()))?;
+    let mut limits = Limits::for_context(context, args.max_sequences.get());
+    limits.queue_requests_max = args.max_queue.get();
+    Ok(limits)
+}
+
+fn card(args: &ServeArgs, package: &Package) -> ModelCard {
+    let mut formats: Vec<(u64, String)> = Vec::new();
+    for weights in lingqu_model::summary(package).weights {
+        match formats.iter_mut().find(|(_, format)| *format == weights.format) {
+            Some((bytes, _)) => *bytes += weights.bytes,
+            None => formats.push((weights.bytes, weights.format)),
+        }
+    }
+    formats.sort_by(|a, b| b.cmp(a));
+    let fingerprint = package.checkpoint.fingerprint();
+    ModelCard {
+        name: model_name(args.model.model.as_deref()),
+        architecture: package.config.architecture.to_string(),
+        vocabulary_size: package.config.vocab_size as u32,
+        fingerprint: fingerprint.iter().map(|byte| format!("{byte:02x}")).collect(),
+        weight_formats: formats.into_iter().map(|(_, format)| format).collect(),
+        eos_token_ids: package.generation.eos_token_ids.clone(),
+    }
+}
+
+/// Serves until a signal comes; then refuses new requests, lets running ones end, and closes the port.
+async fn serve_until_signal(
+    engine: Engine,
+    served: ServedModel,
+    listener: TcpListener,
+    drain_timeout: Duration,
+) -> Result<()> {
+    let mut terminate = signal(SignalKind::terminate()).context("cannot wait for SIGTERM")?;
+    let mut interrupt = signal(SignalKind::interrupt()).context("cannot wait for SIGINT")?;
+    let (phase, phases) = watch::channel(Phase::Serving);
+    let mut server = tokio::spawn(lingqu_grpc::serve(GrpcConfig::default(), served, listener, phases));
+    tokio::select! {
+        _ = terminate.recv() => {}
+        _ = interrupt.recv() => {}
+        ended = &mut server => return Ok(ended??),
+    }
+    eprintln!("lingqu: draining, for at most {} s", drain_timeout.as_secs());
+    phase.send_replace(Phase::Draining);
+    let report = tokio::task::spawn_blocking(move || engine.drain(drain_timeout)).await?;
+    if report.cut_off > 0 {
+        eprintln!("lingqu: {} requests did not end in time and were told so", report.cut_off);
+    }
+    phase.send_replace(Phase::Stopping);
+    Ok(server.await??)
+}

@@ -1,0 +1,108 @@
+//! The one place that names concrete backends: from arguments to a loaded model.
+
+use std::path::Path;
+use std::sync::Arc;
+
+use anyhow::{Context, Result};
+use indicatif::{ProgressBar, ProgressStyle};
+use lingqu_backend::{Backend, KvSpec, KvStore};
+use lingqu_backend_cpu::{CpuBackend, CpuConfig, Isa};
+use lingqu_backend_reference::ReferenceBackend;
+use lingqu_model::{LoadOptions, LoadProgress, Model, Package};
+use lingqu_tokenizer::Tokenizer;
+use lingqu_types::{Limits, SamplingParams};
+
+use crate::Usage;
+use crate::cli::{BackendName, ModelArgs};
+use crate::embedded;
+
+/// Longest context served unless `--max-context` asks for more: bounds the KV cache of models that allow 128k.
+const DEFAULT_CONTEXT_TOKENS_MAX: usize = 8192;
+
+/// The checkpoint at `path`, or the embedded one.
+pub fn open_package(path: Option<&Path>) -> Result<Package> {
+    match path {
+        Some(path) => Package::open(path).with_context(|| format!("cannot open the model {}", path.display())),
+        None => embedded::package(),
+    }
+}
+
+/// Takes the package's tokenizer, for commands that cannot do without.
+pub fn tokenizer(package: &mut Package) -> Result<Tokenizer> {
+    let why = package.tokenizer_missing.as_deref().unwrap_or("unknown");
+    package.tokenizer.take().with_context(|| format!("the model has no tokenizer: {why}"))
+}
+
+/// The model's own wishes over plain sampling.
+pub fn default_sampling(package: &Package) -> SamplingParams {
+    let (plain, own) = (SamplingParams::default(), &package.generation);
+    SamplingParams {
+        temperature: own.temperature.unwrap_or(plain.temperature),
+        top_p: own.top_p.unwrap_or(plain.top_p),
+        top_k: own.top_k.unwrap_or(plain.top_k),
+        min_p: own.min_p.unwrap_or(plain.min_p),
+        repetition_penalty: own.repetition_penalty.unwrap_or(plain.repetition_penalty),
+        ..plain
+    }
+}
+
+/// The backend that was asked for.
+pub fn backend(args: &ModelArgs) -> Result<Arc<dyn Backend>> {
+    Ok(match args.backend {
+        BackendName::Reference => Arc::new(ReferenceBackend::new()),
+        BackendName::Cpu => Arc::new(cpu_backend(args)?),
+    })
+}
+
+/// The cpu backend, for commands that need it by itself.
+pub fn cpu_backend(args: &ModelArgs) -> Result<CpuBackend> {
+    let isa: Option<Isa> = match &args.isa {
+        Some(name) => Some(name.parse().map_err(|e| Usage(format!("--isa {name}: {e}")))?),
+        None => None,
+    };
+    let threads = args.threads.map_or(0, |n| n.get());
+    CpuBackend::new(CpuConfig { threads, isa }).map_err(|e| Usage(e.to_string()).into())
+}
+
+/// The context that a model is served with: what was asked for, checked against what it was trained for.
+pub fn context_tokens_max(package: &Package, asked: Option<usize>) -> Result<usize> {
+    let trained = package.config.context_tokens_max;
+    match asked {
+        Some(tokens) if tokens > trained => {
+            Err(Usage(format!("--max-context {tokens}: the model's own limit is {trained}")).into())
+        }
+        Some(tokens) => Ok(tokens),
+        None => Ok(trained.min(DEFAULT_CONTEXT_TOKENS_MAX)),
+    }
+}
+
+/// Loads the model with a progress bar on stderr (none where stderr is not a terminal).
+pub fn load(package: &Package, backend: &Arc<dyn Backend>, limits: &Limits) -> Result<Box<dyn Model>> {
+    let options = LoadOptions {
+        batch_rows_max: limits.batch_rows_max,
+        logit_rows_max: limits.logit_rows_max,
+        context_tokens_max: limits.context_tokens_max,
+    };
+    let style = "{msg} [{bar:40}] {bytes}/{total_bytes} {eta}";
+    let bar = ProgressBar::new(package.checkpoint.bytes());
+    bar.set_style(ProgressStyle::with_template(style).expect("a valid template").progress_chars("=> "));
+    bar.set_message("loading");
+    let mut progress = |p: LoadProgress| {
+        bar.set_length(p.bytes_total);
+        bar.set_position(p.bytes_done);
+    };
+    let model = lingqu_model::load(package, backend.clone(), &options, &mut progress)?;
+    bar.finish_and_clear();
+    Ok(model)
+}
+
+/// A KV cache for commands that run a model without the engine.
+pub fn alloc_kv(backend: &dyn Backend, model: &dyn Model, limits: &Limits) -> Result<KvStore> {
+    let spec = KvSpec {
+        layers: model.layers(),
+        blocks: limits.blocks,
+        block_tokens: limits.block_tokens,
+        entry: model.kv_entry(),
+    };
+    Ok(backend.alloc_kv(&spec)?)
+}

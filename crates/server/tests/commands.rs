@@ -1,0 +1,138 @@
+//! The binary as a user runs it: every command, its output, its exit status.
+
+mod support;
+
+use serde_json::Value;
+use support::{golden, lingqu, lingqu_with_input};
+
+#[test]
+fn help_names_every_command() {
+    let help = lingqu(&["--help"]);
+    assert_eq!(help.code, 0);
+    for command in ["serve", "generate", "score", "inspect", "bench", "tokenize", "detokenize"] {
+        assert!(help.stdout.contains(&format!("  {command} ")), "{command}: {}", help.stdout);
+    }
+}
+
+/// Exit 2 for wrong usage, 1 for failure; one line on stderr that names what is wrong.
+#[test]
+fn errors_are_one_clear_line() {
+    let check = |args: &[&str], code: i32, says: &str| {
+        let run = lingqu(args);
+        assert_eq!(run.code, code, "{args:?}: {}", run.stderr);
+        assert!(run.stderr.contains(says), "{args:?}: {}", run.stderr);
+        assert!(run.stdout.is_empty(), "{args:?}: {}", run.stdout);
+    };
+    check(&["generate"], 2, "--prompt");
+    check(&["dance"], 2, "dance");
+    check(&["generate", "--prompt", "x", "--isa", "vax"], 2, "vax");
+    check(&["generate", "--prompt", "x", "--temperature", "-1"], 2, "temperature");
+    check(&["generate", "--prompt", "x", "--max-context", "999999999"], 2, "--max-context");
+    check(&["inspect", "/no/such/model"], 1, "/no/such/model");
+    check(&["score", "--input", "/no/such/file"], 1, "/no/such/file");
+    check(&["detokenize", "4000000000"], 1, "4000000000");
+    let run = lingqu(&["inspect", "/no/such/model"]);
+    assert_eq!(run.stderr.trim_end().lines().count(), 1, "{}", run.stderr);
+}
+
+#[test]
+fn generate_replays_with_its_seed() {
+    let generate = |extra: &[&str]| {
+        let run = lingqu(&[&["generate", "--prompt", "秋天", "--max-tokens", "12"], extra].concat());
+        assert_eq!(run.code, 0, "{}", run.stderr);
+        run
+    };
+    let drawn = generate(&["--temperature", "1.5", "--seed", "7"]);
+    assert!(!drawn.stdout.trim().is_empty());
+    assert!(drawn.stderr.contains("seed 7"), "{}", drawn.stderr);
+    assert_eq!(drawn.stdout, generate(&["--temperature", "1.5", "--seed", "7", "--threads", "1"]).stdout);
+    assert_eq!(drawn.stdout, generate(&["--temperature", "1.5", "--seed", "7", "--isa", "portable"]).stdout);
+    assert_ne!(drawn.stdout, generate(&["--temperature", "1.5", "--seed", "8"]).stdout);
+    // Greedy needs no seed; the chat template changes the prompt.
+    assert_eq!(generate(&["--temperature", "0"]).stdout, generate(&["--temperature", "0"]).stdout);
+    assert_ne!(generate(&["--temperature", "0"]).stderr, generate(&["--temperature", "0", "--chat"]).stderr);
+}
+
+/// `score` against the golden file, whose fields have the same meaning.
+#[test]
+fn score_prints_what_the_golden_file_holds() {
+    let (model, expected) = golden("llama-q4_k.gguf", "llama-q4_k.golden.json");
+    let prompts = expected["prompts"].as_array().unwrap();
+    let input: String =
+        prompts.iter().map(|p| format!("{}\n", serde_json::json!({"token_ids": p["token_ids"]}))).collect();
+    for backend in ["reference", "cpu"] {
+        let args = ["score", "--model", &model, "--input", "-", "--top", "4", "--backend", backend];
+        let run = lingqu_with_input(&args, &input);
+        assert_eq!(run.code, 0, "{}", run.stderr);
+        let lines: Vec<Value> = run.stdout.lines().map(|l| serde_json::from_str(l).unwrap()).collect();
+        assert_eq!(lines.len(), prompts.len());
+        for (line, prompt) in lines.iter().zip(prompts) {
+            let (found, wanted) = (line["logprobs"].as_array().unwrap(), prompt["logprobs"].as_array().unwrap());
+            assert_eq!(line["token_ids"], prompt["token_ids"]);
+            assert_eq!(found.len(), wanted.len());
+            assert!(found[0].is_null());
+            for (a, b) in found.iter().zip(wanted).skip(1) {
+                assert!((a.as_f64().unwrap() - b.as_f64().unwrap()).abs() < 0.2, "{backend}: {a} and {b}");
+            }
+            let top = line["top"].as_array().unwrap();
+            assert_eq!(top.len(), found.len());
+            assert!(top.iter().all(|t| t.as_array().unwrap().len() == 4));
+        }
+    }
+}
+
+#[test]
+fn score_names_the_line_at_fault() {
+    let check = |line: &str, says: &str| {
+        let run = lingqu_with_input(&["score", "--input", "-"], &format!("{{\"token_ids\":[1]}}\n{line}\n"));
+        assert_eq!((run.code, run.stdout.as_str()), (1, ""), "{line}");
+        assert!(run.stderr.contains("line 2") && run.stderr.contains(says), "{line}: {}", run.stderr);
+    };
+    check("{", "JSON");
+    check("{\"token_ids\":[]}", "no token");
+    check("{\"token_ids\":[-1]}", "token_ids");
+    check("{\"token_ids\":[99999999]}", "99999999");
+    check("{\"token_ids\":[1],\"text\":\"x\"}", "one of");
+}
+
+#[test]
+fn inspect_tells_what_a_file_is() {
+    let (model, _) = golden("deepseek2-v3-q4_k_m.gguf", "deepseek2-v3-q4_k_m.golden.json");
+    let run = lingqu(&["inspect", &model]);
+    assert_eq!(run.code, 0, "{}", run.stderr);
+    for part in ["deepseek", "MLA", "experts", "routed experts", "Q4_K", "KV cache", "memory"] {
+        assert!(run.stdout.contains(part), "{part}: {}", run.stdout);
+    }
+    let json: Value = serde_json::from_str(&lingqu(&["inspect", &model, "--json"]).stdout).unwrap();
+    let sum: u64 = json["weights"].as_array().unwrap().iter().map(|w| w["bytes"].as_u64().unwrap()).sum();
+    assert_eq!(json["weight_bytes"].as_u64(), Some(sum));
+    assert!(json["active_parameters"].as_u64() < json["parameters"].as_u64());
+}
+
+#[test]
+fn bench_reports_each_batch_size() {
+    let args = ["bench", "--prompt", "16", "--gen", "4", "--batch", "1,3", "--repeat", "1", "--json"];
+    let run = lingqu(&args);
+    assert_eq!(run.code, 0, "{}", run.stderr);
+    let json: Value = serde_json::from_str(&run.stdout).unwrap();
+    let results = json["results"].as_array().unwrap();
+    assert_eq!(results.iter().map(|r| r["batch"].as_u64().unwrap()).collect::<Vec<_>>(), [1, 3]);
+    for result in results {
+        assert!(result["prefill_tokens_per_s"]["median"].as_f64().unwrap() > 0.0);
+        assert!(result["decode_tokens_per_s"]["median"].as_f64().unwrap() > 0.0);
+    }
+    assert!(results[0]["share_of_bandwidth"].as_f64().unwrap() > 0.0);
+    assert!(json["read_bandwidth_gb_per_s"]["median"].as_f64().unwrap() > 0.0);
+    assert_eq!(lingqu(&["bench", "--prompt", "99999999"]).code, 2);
+}
+
+#[test]
+fn tokens_come_back_as_text() {
+    let text = "秋天 autumn 🍂\nfn main() {}";
+    let ids = lingqu(&["tokenize", text]);
+    assert_eq!(ids.code, 0, "{}", ids.stderr);
+    let ids: Vec<&str> = ids.stdout.split_whitespace().collect();
+    assert_eq!(lingqu(&["detokenize", &ids.join(",")]).stdout, format!("{text}\n"));
+    let special = lingqu(&["tokenize", "--special", text]);
+    assert_eq!(special.stdout.split_whitespace().count(), ids.len() + 1);
+}
