@@ -24,7 +24,7 @@ pub struct ServedModel {
 pub struct ModelCard {
     /// What requests call it.
     pub name: String,
-    /// `deepseek2`, `qwen2`, `llama`.
+    /// `deepseek`, `qwen2` or `llama`.
     pub architecture: String,
     /// Token ids are below this: the rows of the embedding, which may be more than the tokenizer has.
     pub vocabulary_size: u32,
