@@ -44,7 +44,14 @@ pub fn bytes(n: usize) -> String {
     if unit == 0 { format!("{n} B") } else { format!("{value:.1} {}", UNITS[unit]) }
 }
 
-/// Most memory this process ever held in RAM, mapped files included, where the system tells.
+/// Forgets the peak so far. False where the system has no way to.
+pub fn reset_peak_memory() -> bool {
+    // 5 resets VmHWM: Linux, Documentation/filesystems/proc.rst.
+    std::fs::write("/proc/self/clear_refs", "5").is_ok()
+}
+
+/// Most memory this process held in RAM since its start or the last reset, mapped files included, where the system
+/// tells.
 pub fn peak_memory_bytes() -> Option<usize> {
     let status = std::fs::read_to_string("/proc/self/status").ok()?;
     let line = status.lines().find(|l| l.starts_with("VmHWM:"))?;

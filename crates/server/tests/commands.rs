@@ -123,6 +123,9 @@ fn bench_reports_each_batch_size() {
     }
     assert!(results[0]["share_of_bandwidth"].as_f64().unwrap() > 0.0);
     assert!(json["read_bandwidth_gb_per_s"]["median"].as_f64().unwrap() > 0.0);
+    // Of the model alone, not of the gigabyte that bandwidth is measured with.
+    let peak = json["peak_memory_bytes"].as_u64();
+    assert!(peak.is_none_or(|bytes| (1 << 20..1 << 29).contains(&bytes)), "{peak:?}");
     assert_eq!(lingqu(&["bench", "--prompt", "99999999"]).code, 2);
 }
 

@@ -10,7 +10,7 @@ use lingqu_types::{Batch, BlockId, Limits, SequenceSlice, TokenId};
 use serde_json::{Value, json};
 
 use crate::cli::{BackendName, BenchArgs};
-use crate::figures::{Spread, bytes, peak_memory_bytes};
+use crate::figures::{Spread, bytes, peak_memory_bytes, reset_peak_memory};
 use crate::{Usage, wiring};
 
 /// Bytes streamed to measure the memory: well past any cache.
@@ -26,6 +26,9 @@ struct Figures {
 }
 
 pub fn run(args: &BenchArgs) -> Result<()> {
+    let bandwidth_before = bandwidth_gb_s(args)?;
+    // The buffer that was just read is none of the model's memory.
+    let peak_is_known = bandwidth_before.is_none() || reset_peak_memory();
     let started = Instant::now();
     let package = wiring::open_package(args.model.model.as_deref())?;
     let (prompt, generate) = (args.prompt.get(), args.generate.get());
@@ -44,16 +47,17 @@ pub fn run(args: &BenchArgs) -> Result<()> {
     let mut kv = wiring::alloc_kv(&*backend, &*model, &limits)?;
 
     let mut run = Run { model: &mut *model, backend: &*backend, kv: &mut kv, limits: &limits, prompt, generate };
-    let bandwidth_before = bandwidth_gb_s(args)?;
     let mut figures = Vec::new();
     for &batch in &args.batch {
         figures.push(run.measure(batch.get(), args.repeat.get())?);
     }
+    let peak_bytes = peak_memory_bytes().filter(|_| peak_is_known);
     let bandwidth_after = bandwidth_gb_s(args)?;
     let bandwidth = bandwidth_before.zip(bandwidth_after).map(|(a, b)| Spread::of(vec![a, b]));
 
     let active_bytes = active_bytes(&lingqu_model::summary(&package));
-    let report = Report { name: &backend.capabilities().name, load_s, bandwidth, active_bytes, figures: &figures };
+    let name = &backend.capabilities().name;
+    let report = Report { name, load_s, bandwidth, active_bytes, peak_bytes, figures: &figures };
     let mut out = std::io::stdout().lock();
     match args.json {
         true => writeln!(out, "{}", report.json(prompt, generate))?,
@@ -167,6 +171,8 @@ struct Report<'a> {
     bandwidth: Option<Spread>,
     /// Bytes of weights that one token of one sequence reads.
     active_bytes: usize,
+    /// Most memory held from the start of loading to the last run.
+    peak_bytes: Option<usize>,
     figures: &'a [Figures],
 }
 
@@ -188,7 +194,7 @@ impl Report<'_> {
             .collect();
         json!({"backend": self.name, "prompt_tokens": prompt, "generated_tokens": generate, "load_s": self.load_s,
             "read_bandwidth_gb_per_s": self.bandwidth.map(Spread::json), "active_bytes_per_token": self.active_bytes,
-            "peak_memory_bytes": peak_memory_bytes(), "results": rows})
+            "peak_memory_bytes": self.peak_bytes, "results": rows})
     }
 
     fn table(&self, prompt: usize, generate: usize) -> String {
@@ -205,7 +211,7 @@ impl Report<'_> {
             let (prefill, decode) = (f.prefill.to_string(), f.decode.to_string());
             text += &format!("{:>5}  {prefill:>26}  {decode:>26}  {share:>18}\n", f.batch);
         }
-        if let Some(peak) = peak_memory_bytes() {
+        if let Some(peak) = self.peak_bytes {
             text += &format!("\npeak memory     {}\n", bytes(peak));
         }
         text
