@@ -1,4 +1,4 @@
-//! Llama 3 (Grattafiori et al. 2024): R1-Distill-Llama, SmolLM2 and everything else of this shape.
+//! Llama 3 (Grattafiori et al. 2024): R1-Distill-Llama, SmolLM2 and everything else of this shape, `qwen2` included.
 
 use std::sync::Arc;
 
