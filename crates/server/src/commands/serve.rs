@@ -9,7 +9,7 @@ use lingqu_grpc::{GrpcConfig, ModelCard, Phase, ServedModel};
 use lingqu_model::Package;
 use lingqu_types::Limits;
 use tokio::net::TcpListener;
-use tokio::signal::unix::{SignalKind, signal};
+use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::sync::watch;
 
 use crate::cli::ServeArgs;
@@ -44,10 +44,16 @@ pub fn run(args: &ServeArgs) -> Result<()> {
         card: card(args, &package),
         default_sampling: wiring::default_sampling(&package),
     };
+    // Before the address is told: whoever reads it may signal at once. Until here a signal ends the process, loading or
+    // not, as it would any other.
+    let signals = {
+        let _context = runtime.enter();
+        Signals::new()?
+    };
     eprintln!("lingqu: serving {} with {}", served.card.name, backend.capabilities().name);
     eprintln!("lingqu: gRPC on {}", listener.local_addr()?);
     let drain_timeout = Duration::from_secs(args.drain_timeout);
-    runtime.block_on(serve_until_signal(engine, served, listener, drain_timeout))
+    runtime.block_on(serve_until_signal(engine, served, listener, signals, drain_timeout))
 }
 
 fn limits(args: &ServeArgs, package: &Package) -> Result<Limits> {
@@ -77,20 +83,34 @@ fn card(args: &ServeArgs, package: &Package) -> ModelCard {
     }
 }
 
+/// The signals that end the server.
+struct Signals {
+    terminate: Signal,
+    interrupt: Signal,
+}
+
+impl Signals {
+    /// Takes the signals over from now on; needs a runtime's context.
+    fn new() -> Result<Self> {
+        let terminate = signal(SignalKind::terminate()).context("cannot wait for SIGTERM")?;
+        let interrupt = signal(SignalKind::interrupt()).context("cannot wait for SIGINT")?;
+        Ok(Self { terminate, interrupt })
+    }
+}
+
 /// Serves until a signal comes; then refuses new requests, lets running ones end, and closes the port.
 async fn serve_until_signal(
     engine: Engine,
     served: ServedModel,
     listener: TcpListener,
+    mut signals: Signals,
     drain_timeout: Duration,
 ) -> Result<()> {
-    let mut terminate = signal(SignalKind::terminate()).context("cannot wait for SIGTERM")?;
-    let mut interrupt = signal(SignalKind::interrupt()).context("cannot wait for SIGINT")?;
     let (phase, phases) = watch::channel(Phase::Serving);
     let mut server = tokio::spawn(lingqu_grpc::serve(GrpcConfig::default(), served, listener, phases));
     tokio::select! {
-        _ = terminate.recv() => {}
-        _ = interrupt.recv() => {}
+        _ = signals.terminate.recv() => {}
+        _ = signals.interrupt.recv() => {}
         ended = &mut server => return Ok(ended??),
     }
     eprintln!("lingqu: draining, for at most {} s", drain_timeout.as_secs());
