@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""Writes the golden data that the Rust tests read: testdata/golden and models/default.
+"""Writes the golden data that the Rust tests read: testdata/golden.
 
 Deterministic: fixed seeds, float32, one thread. Needs no network and no accelerator. Made with Python 3.11 and
   torch==2.11.0 transformers==4.57.6 tokenizers==0.22.2 safetensors==0.8.0 gguf==0.19.0 numpy==2.4.6 jinja2==3.1.6
