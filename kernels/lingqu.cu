@@ -1,0 +1,5 @@
+// All kernels of Lingqu as one module. README.md is the contract with the host.
+#include "rows.h"
+#include "route.h"
+#include "weights.h"
+#include "attention.h"
