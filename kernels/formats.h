@@ -1,5 +1,5 @@
-// How 8 consecutive weights become floats: one struct for each device layout (README.md, "Weights"). The values are those
-// that the host's scalar decode gives, bit for bit.
+// How 8 consecutive weights become floats: one struct for each device layout (README.md, "Weights"). The values are
+// those that the host's scalar decode gives, bit for bit.
 #pragma once
 #include "portable.h"
 

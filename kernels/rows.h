@@ -1,4 +1,5 @@
-// Ops on rows of activations, and on the rows and blocks of the paged cache. A block of threads does one row (of one head).
+// Ops on rows of activations, and on the rows and blocks of the paged cache. A block of threads does one row (of one
+// head).
 #pragma once
 #include "portable.h"
 

@@ -25,8 +25,8 @@ struct LqDotRows {
     u32 row[LQ_DOTS];
 };
 
-/// Values `from .. from + tile` of each row of x into shared memory, zeros beyond `cols`; so ordered that the lanes of a
-/// warp read side by side: chunk c of 8 as two quads, `quads[R][steps][2][LQ_WARP]` with c = step * LQ_WARP + lane.
+/// Values `from .. from + tile` of each row of x into shared memory, zeros beyond `cols`; so ordered that the lanes of
+/// a warp read side by side: chunk c of 8 as two quads, `quads[R][steps][2][LQ_WARP]` with c = step * LQ_WARP + lane.
 template <int R>
 LQ_DEV void lq_stage(const LqRows<R>& rows, u32 from, u32 cols, u32 tile, float* quads) {
 #pragma unroll

@@ -1,8 +1,8 @@
 // Runs the kernels on the host, so that they are tested without a GPU. Each thread of a block is a fiber, which goes on
 // until it must wait for others: at a barrier or at an operation of its warp. Blocks run one after another on an OS
 // thread, on several if asked. What it finds: a barrier or warp operation that not all reach, shared memory written out
-// of bounds (with the address sanitizer: read, too), and, by running in several orders, a missing barrier. What it cannot
-// find: weak memory order, and how fast anything is.
+// of bounds (with the address sanitizer: read, too), and, by running in several orders, a missing barrier. What it
+// cannot find: weak memory order, and how fast anything is.
 #pragma once
 
 #include <atomic>
@@ -367,8 +367,8 @@ static void report(Launch& launch, const Block& block, const char* failure) {
         if (!fiber.done && fiber.waits_for && fiber.waits_for != &block.barrier.generation) at_warp++;
     }
     snprintf(launch.error, launch.error_bytes,
-             "%s: block (%u, %u, %u) of %u threads, %u at a barrier, %u at an operation of their warp, %u ended", failure,
-             block.at.x, block.at.y, block.at.z, block.threads, at_barrier, at_warp, block.threads - block.live);
+             "%s: block (%u, %u, %u) of %u threads, %u at a barrier, %u at an operation of their warp, %u ended",
+             failure, block.at.x, block.at.y, block.at.z, block.threads, at_barrier, at_warp, block.threads - block.live);
 }
 
 static const char* run_block(Block& block, const Launch& launch) {
@@ -413,7 +413,7 @@ static void work(Launch* launch) {
     uint64_t x = launch->grid.x, y = launch->grid.y, blocks = x * y * launch->grid.z;
     for (uint64_t k; (k = launch->next++) < blocks && !launch->failed;) {
         uint64_t at = launch->block_order.empty() ? k : launch->block_order[k];
-        block.at = {static_cast<unsigned>(at % x), static_cast<unsigned>(at / x % y), static_cast<unsigned>(at / x / y)};
+        block.at = {unsigned(at % x), unsigned(at / x % y), unsigned(at / x / y)};
         if (const char* failure = run_block(block, *launch)) report(*launch, block, failure);
     }
 }
