@@ -368,7 +368,8 @@ static void report(Launch& launch, const Block& block, const char* failure) {
     }
     snprintf(launch.error, launch.error_bytes,
              "%s: block (%u, %u, %u) of %u threads, %u at a barrier, %u at an operation of their warp, %u ended",
-             failure, block.at.x, block.at.y, block.at.z, block.threads, at_barrier, at_warp, block.threads - block.live);
+             failure, block.at.x, block.at.y, block.at.z, block.threads, at_barrier, at_warp,
+             block.threads - block.live);
 }
 
 static const char* run_block(Block& block, const Launch& launch) {
