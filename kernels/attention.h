@@ -46,6 +46,30 @@ LQ_DEV void lq_find_entries(const LqAttention& a, u32 split, u32 count, u64* ent
     }
 }
 
+/// Values `from .. from + LQ_SLICE` of the keys at `entries`, zeros beyond their end. keys [positions][LQ_KEY_STRIDE]
+LQ_DEV void lq_stage_keys(const LqAttention& a, u32 from, const u64* entries, u32 positions, float* keys) {
+    u32 k_dim = a.kv.k_dim;
+    if ((k_dim | a.kv.entry_values) % 4 == 0) { // four halves at a time
+        for (u32 j = threadIdx.x; j < positions * (LQ_SLICE / 4); j += blockDim.x) {
+            u32 p = j / (LQ_SLICE / 4), d = j % (LQ_SLICE / 4) * 4;
+            LqU2 halves = {{0, 0}};
+            if (from + d < k_dim) {
+                halves = *reinterpret_cast<const LqU2*>(a.kv.cells + entries[p] + a.kv_head * k_dim + from + d);
+            }
+#pragma unroll
+            for (u32 i = 0; i < 4; i++) {
+                keys[p * LQ_KEY_STRIDE + d + i] = lq_f16_to_float((u16)(halves.v[i / 2] >> (i % 2 * 16)));
+            }
+        }
+        return;
+    }
+    for (u32 j = threadIdx.x; j < positions * LQ_SLICE; j += blockDim.x) {
+        u32 p = j / LQ_SLICE, d = j % LQ_SLICE;
+        const u16* key = a.kv.cells + entries[p] + a.kv_head * k_dim;
+        keys[p * LQ_KEY_STRIDE + d] = from + d < k_dim ? lq_f16_to_float(key[from + d]) : 0.0f;
+    }
+}
+
 /// scores[i][p] = scale * dot(query i, key p) for the first `count` positions, each dot in order of its values.
 template <int Q>
 LQ_DEV void lq_attention_scores(const LqAttention& a, u32 count, const LqAttentionTile& tile) {
@@ -57,11 +81,7 @@ LQ_DEV void lq_attention_scores(const LqAttention& a, u32 count, const LqAttenti
         for (int i = 0; i < Q; i++) sums[i] = 0.0f;
         for (u32 from = 0; from < k_dim; from += LQ_SLICE) {
             lq_sync(); // whoever still reads the slice before; and, at first, for the entries
-            for (u32 j = threadIdx.x; j < positions * LQ_SLICE; j += blockDim.x) {
-                u32 p = j / LQ_SLICE, d = j % LQ_SLICE;
-                const u16* key = a.kv.cells + tile.entries[turn + p] + a.kv_head * k_dim;
-                tile.keys[p * LQ_KEY_STRIDE + d] = from + d < k_dim ? lq_f16_to_float(key[from + d]) : 0.0f;
-            }
+            lq_stage_keys(a, from, tile.entries + turn, positions, tile.keys);
             for (u32 j = threadIdx.x; j < Q * LQ_SLICE; j += blockDim.x) {
                 u32 i = j / LQ_SLICE, d = j % LQ_SLICE;
                 bool held = i < queries && from + d < k_dim;
@@ -124,18 +144,24 @@ LQ_DEV void lq_attention_weights(const LqAttention& a, u32 split, const LqAttent
 }
 
 /// sums[i] = value d of the weighted sum over the positions that query i may see, in their order. The first query sees
-/// the fewest; up to there all queries go together.
+/// the fewest; up to there all queries go together, four positions at a time.
 template <int Q>
 LQ_DEV void lq_attention_values(const LqAttention& a, u32 d, u32 count, const LqAttentionTile& tile, float (&sums)[Q]) {
     const u16* values = a.kv.cells + a.kv.v_offset + a.kv_head * a.kv.v_head_stride + d;
-    u32 queries = a.rows * a.heads, all_see = tile.seen[0];
+    u32 queries = a.rows * a.heads, all_see = tile.seen[0] / 4 * 4;
 #pragma unroll
     for (int i = 0; i < Q; i++) sums[i] = 0.0f;
-#pragma unroll 4
-    for (u32 p = 0; p < all_see; p++) {
-        float value = lq_f16_to_float(values[tile.entries[p]]);
+#pragma unroll 2
+    for (u32 p = 0; p < all_see; p += 4) {
+        float value[4];
 #pragma unroll
-        for (int i = 0; i < Q; i++) sums[i] = lq_fma(tile.scores[i * LQ_SPLIT + p], value, sums[i]);
+        for (int j = 0; j < 4; j++) value[j] = lq_f16_to_float(values[tile.entries[p + j]]);
+#pragma unroll
+        for (int i = 0; i < Q; i++) {
+            LqF4 weight = reinterpret_cast<const LqF4*>(tile.scores)[(i * LQ_SPLIT + p) / 4];
+#pragma unroll
+            for (int j = 0; j < 4; j++) sums[i] = lq_fma(weight.v[j], value[j], sums[i]);
+        }
     }
     for (u32 p = all_see; p < count; p++) {
         float value = lq_f16_to_float(values[tile.entries[p]]);

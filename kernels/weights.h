@@ -44,6 +44,7 @@ template <class Weights, int R>
 LQ_DEV void lq_dots(const Weights& a, const Weights& b, const LqDotRows& at, const LqRows<R>& rows, u32 cols,
                     float* quads, float (&dots)[LQ_DOTS * R]) {
     constexpr u32 TILE = lq_tile_values<R>();
+    [[maybe_unused]] constexpr int UNROLLED = R == 1 ? 2 : 1; // with few rows, more loads on their way
 #pragma unroll
     for (int i = 0; i < int(LQ_DOTS) * R; i++) dots[i] = 0.0f;
     for (u32 from = 0; from < cols; from += TILE) {
@@ -51,7 +52,7 @@ LQ_DEV void lq_dots(const Weights& a, const Weights& b, const LqDotRows& at, con
         lq_sync(); // whoever still reads the tile before
         lq_stage<R>(rows, from, cols, chunks * 8, quads);
         lq_sync();
-#pragma unroll 2
+#pragma unroll UNROLLED
         for (u32 c = lq_lane(); c < chunks; c += LQ_WARP) {
             float w[LQ_DOTS][8];
 #pragma unroll
@@ -195,19 +196,18 @@ LQ_DEV void lq_gate_up_kernel(const LqView& x, const LqMatrix* gates, const LqMa
     LqRows<R> rows;
     u32 expert;
     if (!lq_tile_rows<R>(x, groups, rows, expert)) return;
-    LqMatrix gate = gates[expert], up = ups[expert];
+    u32 outputs = gates[expert].rows;
     u32 first = (blockIdx.x * (blockDim.x / LQ_WARP) + lq_warp()) * (LQ_DOTS / 2);
     LqDotRows at;
 #pragma unroll
-    for (u32 o = 0; o < LQ_DOTS; o++) at.row[o] = lq_least(first + o % 2, gate.rows - 1);
+    for (u32 o = 0; o < LQ_DOTS; o++) at.row[o] = lq_least(first + o % 2, outputs - 1);
     float dots[LQ_DOTS * R], of_gate[LQ_DOTS / 2 * R];
-    u32 turns = gate.format == up.format ? 1 : 2;
+    u32 turns = gates[expert].format == ups[expert].format ? 1 : 2;
     for (u32 turn = 0; turn < turns; turn++) {
-        u32 format = turn == 0 ? gate.format : up.format;
-        lq_with_format(format, [&](auto weights) {
+        LqMatrix a = (turn == 0 ? gates : ups)[expert], b = (turn + 1 < turns ? gates : ups)[expert];
+        lq_with_format(a.format, [&](auto weights) {
             using Weights = decltype(weights);
-            Weights a = Weights::of(turn == 0 ? gate : up), b = Weights::of(turns == 2 && turn == 0 ? gate : up);
-            lq_dots<Weights, R>(a, b, at, rows, gate.cols, quads, dots);
+            lq_dots<Weights, R>(Weights::of(a), Weights::of(b), at, rows, a.cols, quads, dots);
         });
         if (turn == 0) {
 #pragma unroll
@@ -217,7 +217,7 @@ LQ_DEV void lq_gate_up_kernel(const LqView& x, const LqMatrix* gates, const LqMa
 #pragma unroll
     for (u32 i = 0; i < LQ_DOTS / 2 * R; i++) {
         u32 row = first + i / R;
-        if (!lq_writes(i) || row >= gate.rows || i % R >= rows.count) continue;
+        if (!lq_writes(i) || row >= outputs || i % R >= rows.count) continue;
         lq_head(out, rows.out[i % R], 0)[row] = lq_silu(of_gate[i]) * dots[LQ_DOTS / 2 * R + i];
     }
 }

@@ -1,6 +1,6 @@
 // The kernels in the emulator against plain double arithmetic, at generated shapes; and the emulator against kernels
-// that are wrong. Each case runs in several orders and its bits must not change, nor with the variant of a kernel (R, Q,
-// rows or splits). All memory is allocated to the byte, so the address sanitizer finds every access out of bounds.
+// that are wrong. Each case runs in several orders and its bits must not change, nor with the variant of a kernel (R,
+// Q, rows or splits). All memory is allocated to the byte, so the address sanitizer finds every access out of bounds.
 // README.md says how to build and run it.
 #include "lingqu.cu"
 
