@@ -11,11 +11,15 @@
 #include <cstdio>
 #include <cstdlib>
 #include <cstring>
+#include <memory>
+#include <mutex>
 #include <thread>
 #include <type_traits>
 #include <utility>
 #include <vector>
-#if !defined(__x86_64__)
+#if defined(__x86_64__) && !defined(GRID_UCONTEXT)
+#define GRID_SWITCH 1 // a switch of a few instructions; elsewhere (or if asked) the C library's, which is slower
+#else
 #include <ucontext.h>
 #endif
 #if defined(__SANITIZE_ADDRESS__)
@@ -47,7 +51,7 @@ constexpr unsigned char GUARD = 0xa5;
 constexpr unsigned WARP_VALUES_MAX = 32;
 
 struct Fiber {
-#if defined(__x86_64__)
+#if defined(GRID_SWITCH)
     void* stack_pointer = nullptr;
 #else
     ucontext_t context;
@@ -107,7 +111,7 @@ GRID_LOCAL Fiber* current_fiber = nullptr;
 
 // ---- fibers ----
 
-#if defined(__x86_64__)
+#if defined(GRID_SWITCH)
 extern "C" void grid_switch(void** from, void* to);
 asm(R"(.text
 .p2align 4
@@ -192,7 +196,7 @@ static bool arm(Fiber& fiber) {
 #if defined(GRID_ASAN)
     __asan_unpoison_memory_region(fiber.stack, STACK_BYTES); // frames of a block that was given up
 #endif
-#if defined(__x86_64__)
+#if defined(GRID_SWITCH)
     void** top = reinterpret_cast<void**>(fiber.stack + STACK_BYTES) - 2; // as after a call: 16 n + 8
     *top = reinterpret_cast<void*>(fiber_main);
     for (int i = 0; i < 6; i++) *--top = nullptr;
@@ -395,8 +399,27 @@ static const char* run_block(Block& block, const Launch& launch) {
     return check_guards(block);
 }
 
+/// Blocks not in use: their stacks are worth keeping from launch to launch.
+struct Spare {
+    std::mutex mutex;
+    std::vector<std::unique_ptr<Block>> blocks;
+    std::unique_ptr<Block> take() {
+        std::lock_guard<std::mutex> guard(mutex);
+        if (blocks.empty()) return std::make_unique<Block>();
+        std::unique_ptr<Block> block = std::move(blocks.back());
+        blocks.pop_back();
+        return block;
+    }
+    void give(std::unique_ptr<Block> block) {
+        std::lock_guard<std::mutex> guard(mutex);
+        blocks.push_back(std::move(block));
+    }
+};
+static Spare spare;
+
 static void work(Launch* launch) {
-    static thread_local Block block;
+    std::unique_ptr<Block> taken = spare.take();
+    Block& block = *taken;
     current_block = &block;
     Dim size = launch->block;
     block.threads = size.x * size.y * size.z;
@@ -417,6 +440,8 @@ static void work(Launch* launch) {
         block.at = {unsigned(at % x), unsigned(at / x % y), unsigned(at / x / y)};
         if (const char* failure = run_block(block, *launch)) report(*launch, block, failure);
     }
+    current_block = nullptr;
+    spare.give(std::move(taken));
 }
 
 struct Request {
@@ -448,7 +473,8 @@ static int run(const Request& request, void (*body)(void*), void* argument) {
     uint64_t blocks = uint64_t(launch.grid.x) * launch.grid.y * launch.grid.z;
     arrange(launch.fiber_order, threads, launch.order);
     if (launch.order != 0) arrange(launch.block_order, blocks, launch.order);
-    unsigned count = request.os_threads > blocks ? unsigned(blocks) : request.os_threads;
+    uint64_t worth = blocks / 4; // starting a thread costs as much as a few blocks
+    unsigned count = request.os_threads > worth ? unsigned(worth) : request.os_threads;
     std::vector<std::thread> others;
     for (unsigned i = 1; i < count; i++) others.emplace_back(work, &launch);
     work(&launch);
