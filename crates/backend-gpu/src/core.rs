@@ -1,0 +1,114 @@
+//! What every op needs: the device, its kernels, and memory that ops reuse.
+
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use lingqu_backend::BackendError;
+
+use crate::Result;
+use crate::arguments::Argument;
+use crate::config::GpuConfig;
+use crate::device::{Device, Memory};
+use crate::driver::{Address, Driver, DriverError};
+use crate::kernels::{self, Kernels};
+
+pub(crate) struct Core {
+    /// For people: the row and the device.
+    pub name: String,
+    // Before the device, which they leave in order.
+    kernels: Kernels,
+    scratch: Mutex<Scratch>,
+    /// Memory of steps that are over.
+    pub spare_steps: Arc<Mutex<Vec<Memory>>>,
+    pub device: Arc<Device>,
+}
+
+/// Memory that lives as long as an op, by its use.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Room {
+    /// Values on their way between host and device.
+    Staged,
+    /// Activations between the two halves of a feed-forward.
+    Inner,
+    /// Outputs of experts before they are summed.
+    Outer,
+    /// Slots by expert.
+    Order,
+    Tiles,
+    TileCount,
+    /// Attention's splits before they are merged.
+    Partial,
+    /// Cache blocks that are copied, and their numbers.
+    HeldBlocks,
+    BlockPairs,
+}
+
+const ROOMS: usize = Room::BlockPairs as usize + 1;
+
+/// Held while an op is given to the stream. As the stream runs in order, the next op may have the same memory.
+#[derive(Default)]
+pub(crate) struct Scratch([Option<Memory>; ROOMS]);
+
+impl Core {
+    pub fn open(config: &GpuConfig) -> Result<Self> {
+        let row = config.row.name();
+        let driver = config.row.driver(&config.emulation).map_err(|e| e.told(row, "the driver"))?;
+        Self::with_driver(config, driver)
+    }
+
+    /// With a driver of the row that is open already.
+    pub fn with_driver(config: &GpuConfig, driver: Arc<dyn Driver>) -> Result<Self> {
+        let row = config.row.name();
+        let told = |what: &'static str| move |e: DriverError| e.told(row, what);
+        let device = Device::open(driver, config.device).map_err(told("opening the device"))?;
+        let built = kernels::build(config.row, &device.info.arch, &config.environment).map_err(told("the kernels"))?;
+        let kernels = Kernels::load(&device, &built.image).map_err(told("loading the kernels"))?;
+        let name = format!("{row} ({}, {})", device.info.name, device.info.arch);
+        Ok(Self { name, kernels, scratch: Mutex::default(), spare_steps: Arc::default(), device })
+    }
+
+    /// An error of the driver as the seam tells it.
+    pub fn told(&self, what: &str) -> impl Fn(DriverError) -> BackendError {
+        move |error| error.told(&self.name, what)
+    }
+
+    pub fn launch(&self, kernel: &str, grid: [usize; 3], threads: usize, arguments: &[Argument]) -> Result<()> {
+        self.kernels.launch(kernel, grid, threads, arguments).map_err(self.told(kernel))
+    }
+
+    pub fn scratch(&self) -> MutexGuard<'_, Scratch> {
+        lock(&self.scratch)
+    }
+
+    /// Threads of a block that is four warps.
+    pub fn four_warps(&self) -> usize {
+        4 * self.device.info.warp
+    }
+
+    /// Memory for `count` values of `value_bytes` bytes; `what` is told where it cannot be had.
+    pub fn memory(&self, what: &str, counts: &[usize], value_bytes: usize) -> Result<Memory> {
+        let refused = || BackendError::OutOfMemory { what: what.into(), bytes: usize::MAX };
+        let bytes = counts.iter().try_fold(value_bytes, |product, n| product.checked_mul(*n)).ok_or_else(refused)?;
+        Memory::zeroed(&self.device, bytes).map_err(self.told(what))
+    }
+}
+
+pub(crate) fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner) // memory is whole, whatever it holds
+}
+
+impl Scratch {
+    /// At least `bytes`, of any content, until the next call for the same room.
+    pub fn memory(&mut self, core: &Core, room: Room, bytes: usize) -> Result<&Memory> {
+        let place = &mut self.0[room as usize];
+        if place.as_ref().is_none_or(|held| held.bytes() < bytes) {
+            *place = None; // before the new one, which may need its memory
+            let what = format!("{room:?}, memory of an op");
+            *place = Some(Memory::new(&core.device, bytes.next_multiple_of(256)).map_err(core.told(&what))?);
+        }
+        Ok(place.as_ref().expect("just made"))
+    }
+
+    pub fn address(&mut self, core: &Core, room: Room, bytes: usize) -> Result<Address> {
+        Ok(self.memory(core, room, bytes)?.address())
+    }
+}
