@@ -11,8 +11,8 @@
 //! "Arithmetic contract"); it may differ between warps of 32 and 64, and between devices.
 //!
 //! # The emulator
-//! The row `emu` compiles the same kernels with the host's C++ compiler and runs them here, at warps of 32 and 64 and in
-//! any schedule: that is how all of this is tested where there is no accelerator.
+//! The row `emu` compiles the same kernels with the host's C++ compiler and runs them here, at warps of 32 and 64 and
+//! in any schedule: that is how all of this is tested where there is no accelerator.
 
 mod arguments;
 mod attention;
