@@ -29,6 +29,10 @@ pub enum Command {
     Score(ScoreArgs),
     /// Describe a checkpoint: architecture, formats by tensor role, bytes, memory needed.
     Inspect(InspectArgs),
+    /// List the devices that can compute, and why others cannot be used.
+    Devices(DevicesArgs),
+    /// Prepare the kernels of accelerators.
+    Kernels(KernelsArgs),
     /// Measure load time, prefill and decode speed, and the share of memory bandwidth reached.
     Bench(BenchArgs),
     /// Turn text into token ids with the model's tokenizer.
@@ -42,9 +46,12 @@ pub struct ModelArgs {
     /// Checkpoint: a folder with safetensors and config.json, a .gguf file, or any part of a split .gguf.
     #[arg(long, value_name = "PATH")]
     pub model: Option<PathBuf>,
-    /// Device that computes.
-    #[arg(long, value_enum, default_value_t = BackendName::Cpu)]
-    pub backend: BackendName,
+    /// What computes [default: an accelerator that can be used, else cpu].
+    #[arg(long, value_enum)]
+    pub backend: Option<BackendName>,
+    /// Number of the accelerator, as `lingqu devices` lists them.
+    #[arg(long, value_name = "N", default_value = "0")]
+    pub device: usize,
     /// Threads of the cpu backend [default: all cores].
     #[arg(long, value_name = "N")]
     pub threads: Option<NonZeroUsize>,
@@ -55,10 +62,18 @@ pub struct ModelArgs {
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
 pub enum BackendName {
+    /// The first accelerator that can be used, else cpu; says what was found.
+    Auto,
     /// SIMD kernels over quantised weights.
     Cpu,
     /// Plain f32 arithmetic: slow, the yardstick of all others.
     Reference,
+    /// NVIDIA GPUs.
+    Cuda,
+    /// Hygon DCUs, AMD GPUs.
+    Dcu,
+    /// The kernels of accelerators, emulated: slow, for tests.
+    Emu,
 }
 
 #[derive(Debug, Args)]
@@ -131,6 +146,32 @@ pub struct InspectArgs {
     /// One JSON object instead of tables.
     #[arg(long)]
     pub json: bool,
+}
+
+#[derive(Debug, Args)]
+pub struct DevicesArgs {
+    /// Measure the bandwidth of each device's memory.
+    #[arg(long)]
+    pub measure: bool,
+}
+
+#[derive(Debug, Args)]
+pub struct KernelsArgs {
+    #[command(subcommand)]
+    pub command: KernelsCommand,
+}
+
+#[derive(Debug, Subcommand)]
+pub enum KernelsCommand {
+    /// Compile all kernels into the cache, for machines that have the device but no compiler.
+    Build(KernelsBuildArgs),
+}
+
+#[derive(Debug, Args)]
+pub struct KernelsBuildArgs {
+    /// Architectures: sm_90, gfx928, … (warp32 and warp64 are those of the emulator).
+    #[arg(long, value_name = "ARCH,ARCH", value_delimiter = ',', required = true)]
+    pub arch: Vec<String>,
 }
 
 #[derive(Debug, Args)]

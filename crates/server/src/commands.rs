@@ -1,8 +1,10 @@
 //! One file for each command of the command line.
 
 pub mod bench;
+pub mod devices;
 pub mod generate;
 pub mod inspect;
+pub mod kernels;
 pub mod score;
 pub mod serve;
 pub mod tokenize;

@@ -25,6 +25,8 @@ fn main() -> ExitCode {
         Command::Generate(args) => commands::generate::run(&args),
         Command::Score(args) => commands::score::run(&args),
         Command::Inspect(args) => commands::inspect::run(&args),
+        Command::Devices(args) => commands::devices::run(&args),
+        Command::Kernels(args) => commands::kernels::run(&args),
         Command::Bench(args) => commands::bench::run(&args),
         Command::Tokenize(args) => commands::tokenize::encode(&args),
         Command::Detokenize(args) => commands::tokenize::decode(&args),

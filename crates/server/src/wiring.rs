@@ -7,6 +7,7 @@ use anyhow::{Context, Result};
 use indicatif::{ProgressBar, ProgressStyle};
 use lingqu_backend::{Backend, KvSpec, KvStore};
 use lingqu_backend_cpu::{CpuBackend, CpuConfig, Isa};
+use lingqu_backend_gpu::{GpuBackend, GpuConfig, Row};
 use lingqu_backend_reference::ReferenceBackend;
 use lingqu_model::{LoadOptions, LoadProgress, Model, Package};
 use lingqu_tokenizer::Tokenizer;
@@ -46,12 +47,51 @@ pub fn default_sampling(package: &Package) -> SamplingParams {
     }
 }
 
-/// The backend that was asked for.
+/// The backend that was asked for, or the one that this machine has.
 pub fn backend(args: &ModelArgs) -> Result<Arc<dyn Backend>> {
     Ok(match args.backend {
-        BackendName::Reference => Arc::new(ReferenceBackend::new()),
-        BackendName::Cpu => Arc::new(cpu_backend(args)?),
+        Some(BackendName::Reference) => Arc::new(ReferenceBackend::new()),
+        Some(BackendName::Cpu) => Arc::new(cpu_backend(args)?),
+        Some(BackendName::Cuda) => Arc::new(accelerator(Row::Cuda, args)?),
+        Some(BackendName::Dcu) => Arc::new(accelerator(Row::Dcu, args)?),
+        Some(BackendName::Emu) => Arc::new(accelerator(Row::Emu, args)?),
+        Some(BackendName::Auto) | None => automatic(args)?,
     })
+}
+
+fn accelerator(row: Row, args: &ModelArgs) -> Result<GpuBackend> {
+    let config = GpuConfig { device: args.device, ..GpuConfig::of(row) };
+    Ok(GpuBackend::new(&config)?)
+}
+
+/// Rows of accelerators that are tried by themselves, in this order; the emulator is only for those who ask for it.
+const ACCELERATORS: [Row; 2] = [Row::Cuda, Row::Dcu];
+
+/// The first accelerator that can be used, else the cpu. Says what was found: always where `auto` was asked for, else
+/// only where there is an accelerator.
+fn automatic(args: &ModelArgs) -> Result<Arc<dyn Backend>> {
+    let asked = args.backend.is_some();
+    for row in ACCELERATORS {
+        let found = lingqu_backend_gpu::devices(&GpuConfig::of(row)).map(|devices| devices.len());
+        let is_there = found.as_ref().is_ok_and(|devices| *devices > 0);
+        let opened = match found {
+            Ok(_) => accelerator(row, args).map_err(|e| format!("{e:#}")),
+            Err(error) => Err(error.to_string()),
+        };
+        match opened {
+            Ok(backend) => {
+                eprintln!("lingqu: found {}", backend.capabilities().name);
+                return Ok(Arc::new(backend));
+            }
+            Err(why) if asked || is_there => eprintln!("lingqu: {} cannot be used: {why}", row.name()),
+            Err(_) => {}
+        }
+    }
+    let backend = cpu_backend(args)?;
+    if asked {
+        eprintln!("lingqu: found {}", backend.capabilities().name);
+    }
+    Ok(Arc::new(backend))
 }
 
 /// The cpu backend, for commands that need it by itself.

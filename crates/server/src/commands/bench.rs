@@ -26,7 +26,8 @@ struct Figures {
 }
 
 pub fn run(args: &BenchArgs) -> Result<()> {
-    let bandwidth_before = bandwidth_gb_s(args)?;
+    let backend = wiring::backend(&args.model)?;
+    let bandwidth_before = bandwidth_gb_s(args, &*backend)?;
     // The buffer that was just read is none of the model's memory.
     let peak_is_known = bandwidth_before.is_none() || reset_peak_memory();
     let started = Instant::now();
@@ -41,7 +42,6 @@ pub fn run(args: &BenchArgs) -> Result<()> {
     }
     let mut limits = Limits::for_context(prompt + generate, widest);
     limits.blocks = widest * (prompt + generate).div_ceil(limits.block_tokens);
-    let backend = wiring::backend(&args.model)?;
     let mut model = wiring::load(&package, &backend, &limits)?;
     let load_s = started.elapsed().as_secs_f64();
     let mut kv = wiring::alloc_kv(&*backend, &*model, &limits)?;
@@ -52,7 +52,7 @@ pub fn run(args: &BenchArgs) -> Result<()> {
         figures.push(run.measure(batch.get(), args.repeat.get())?);
     }
     let peak_bytes = peak_memory_bytes().filter(|_| peak_is_known);
-    let bandwidth_after = bandwidth_gb_s(args)?;
+    let bandwidth_after = bandwidth_gb_s(args, &*backend)?;
     let bandwidth = bandwidth_before.zip(bandwidth_after).map(|(a, b)| Spread::of(vec![a, b]));
 
     let active_bytes = active_bytes(&lingqu_model::summary(&package));
@@ -80,8 +80,8 @@ fn active_bytes(summary: &Summary) -> usize {
 }
 
 /// GB/s of plain reading by all threads; `None` where the backend is not the one that reads this memory.
-fn bandwidth_gb_s(args: &BenchArgs) -> Result<Option<f64>> {
-    if args.model.backend != BackendName::Cpu {
+fn bandwidth_gb_s(args: &BenchArgs, backend: &dyn Backend) -> Result<Option<f64>> {
+    if !backend.capabilities().host_memory || args.model.backend == Some(BackendName::Reference) {
         return Ok(None);
     }
     Ok(Some(wiring::cpu_backend(&args.model)?.measure_read_bandwidth(BANDWIDTH_BYTES)?))
