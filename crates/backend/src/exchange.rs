@@ -7,6 +7,10 @@ use crate::buffer::{Routing, View, ViewMut};
 use crate::weights::ExpertWeights;
 use crate::{Backend, Result};
 
+mod offload;
+
+pub use offload::{OffloadExchange, OffloadSizes};
+
 /// What an [`Exchange`] keeps between begin and finish.
 pub struct PendingExperts(pub Box<dyn Any + Send>);
 

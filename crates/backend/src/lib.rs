@@ -24,7 +24,7 @@ use lingqu_types::{Batch, BlockId};
 use thiserror::Error;
 
 pub use buffer::{Buffer, KvStore, Routing, Step, View, ViewMut};
-pub use exchange::{Exchange, LocalExchange, PendingExperts};
+pub use exchange::{Exchange, LocalExchange, OffloadExchange, OffloadSizes, PendingExperts};
 pub use ops::{AttentionSpec, GroupScore, HostRouting, KvEntry, KvSpec, RopePairing, RouteGroups, RouteSpec, Scoring};
 pub use weights::{ExpertWeights, FfnSource, FfnWeights, LinearSource, Weight};
 

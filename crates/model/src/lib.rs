@@ -75,20 +75,30 @@ pub fn load(
     options: &LoadOptions,
     progress: &mut dyn FnMut(LoadProgress),
 ) -> Result<Box<dyn Model>, ModelError> {
-    load_with_exchange(package, backend, options, None, progress)
+    load_with_experts(package, backend, options, Experts::Here, progress)
 }
 
-/// The same with routed experts that live elsewhere, behind `exchange`: theirs are not loaded here. `None`: [`load`].
-pub fn load_with_exchange(
+/// Where the routed experts of a mixture live. Models without any do not ask.
+pub enum Experts {
+    /// On the model's own backend.
+    Here,
+    /// On another backend of this process; they are loaded there.
+    On(Arc<dyn Backend>),
+    /// Somewhere else, behind an exchange; they are not loaded here.
+    Behind(Arc<dyn Exchange>),
+}
+
+/// [`load`] with a place of their own for the routed experts.
+pub fn load_with_experts(
     package: &Package,
     backend: Arc<dyn Backend>,
     options: &LoadOptions,
-    exchange: Option<Arc<dyn Exchange>>,
+    experts: Experts,
     progress: &mut dyn FnMut(LoadProgress),
 ) -> Result<Box<dyn Model>, ModelError> {
     let architecture = registry::by_name(package.config.architecture);
     let mut loader = loader::Loader::new(&package.checkpoint, &package.config, options, backend, progress);
-    let model = (architecture.load)(&mut loader, exchange)?;
+    let model = (architecture.load)(&mut loader, experts)?;
     loader.finish();
     Ok(model)
 }

@@ -1,15 +1,13 @@
 //! The architectures that can be run: one row each.
 
-use std::sync::Arc;
-
-use lingqu_backend::{Exchange, RopePairing};
+use lingqu_backend::RopePairing;
 
 use crate::arch::{deepseek, llama, qwen2};
 use crate::config::fields::Fields;
 use crate::config::gguf::{self, TensorFacts};
 use crate::config::hugging_face::{self, ConfigJson};
 use crate::loader::Loader;
-use crate::{Model, ModelConfig, ModelError};
+use crate::{Experts, Model, ModelConfig, ModelError};
 
 /// How an architecture is recognised, read and built.
 pub(crate) struct Architecture {
@@ -26,8 +24,8 @@ pub(crate) struct Architecture {
     pub load: Load,
 }
 
-/// Uploads the weights. An exchange, where there is one, holds the routed experts.
-type Load = fn(&mut Loader, Option<Arc<dyn Exchange>>) -> Result<Box<dyn Model>, ModelError>;
+/// Uploads the weights.
+type Load = fn(&mut Loader, Experts) -> Result<Box<dyn Model>, ModelError>;
 
 const ARCHITECTURES: [Architecture; 3] = [
     Architecture {

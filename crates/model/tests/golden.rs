@@ -2,6 +2,7 @@
 
 mod support;
 
+use lingqu_model::Experts;
 use support::{GoldenModel, Runner, backends, golden_models, smollm2};
 
 /// Mean absolute difference of log-probabilities that a backend may have; also the margin between the likeliest token
@@ -87,6 +88,30 @@ fn company_changes_no_bit() {
             }
         }
     }
+}
+
+/// Routed experts on a second backend: the bits of one where both are the same, close to the reference where they differ.
+#[test]
+fn experts_elsewhere_change_no_bit() {
+    let mixtures = golden_models().into_iter().filter(|m| m.name.starts_with("deepseek") && m.covers_something_new());
+    let mut checked = 0;
+    for model in mixtures {
+        let package = model.package();
+        if package.config.moe.is_none() {
+            continue;
+        }
+        checked += 1;
+        let text = &model.golden.prompts.iter().find(|p| p.token_ids.len() > 8).expect("a prompt").token_ids;
+        let [(_, reference), (_, cpu)] = <[_; 2]>::try_from(backends()).ok().expect("two backends");
+        let whole = Runner::new(&package, cpu.clone()).logits_of(text);
+        let mut apart = Runner::with_experts(&package, cpu.clone(), Experts::On(backends().pop().expect("cpu").1));
+        assert!(apart.logits_of(text) == whole, "{}: the same backend twice", model.name);
+        assert!(apart.logits_in_chunks(text, &[3, 1]) == whole, "{}: in chunks", model.name);
+        let mut mixed = Runner::with_experts(&package, reference, Experts::On(cpu));
+        let report = mixed.compare(&model);
+        assert!(report.mean < tolerance("cpu"), "{}: {report}", model.name);
+    }
+    assert!(checked > 3, "{checked} mixtures");
 }
 
 /// A real model, where `scripts/fetch_smollm2.sh` has been run.

@@ -4,7 +4,8 @@
 use std::sync::Arc;
 
 use lingqu_backend::{
-    AttentionSpec, Backend, Buffer, Exchange, FfnWeights, KvStore, LocalExchange, Result, Routing, View, Weight,
+    AttentionSpec, Backend, Buffer, Exchange, FfnWeights, KvStore, LocalExchange, OffloadExchange, OffloadSizes,
+    Result, Routing, View, Weight,
 };
 use lingqu_types::Batch;
 
@@ -16,7 +17,7 @@ use crate::layers::moe::{self, MoeWeights};
 use crate::layers::{ffn, workspace::Stream};
 use crate::loader::Loader;
 use crate::names::Role;
-use crate::{LoadOptions, Model, ModelError};
+use crate::{Experts, LoadOptions, Model, ModelError};
 
 /// Epsilon of the norms on the two latents: the release code leaves it at its default, whatever `rms_norm_eps` says.
 const LATENT_NORM_EPS: f32 = 1e-6;
@@ -125,11 +126,15 @@ impl MixtureBuffers {
     }
 }
 
-/// Without an exchange the routed experts are loaded here, onto the model's own device.
-pub(crate) fn load(loader: &mut Loader, exchange: Option<Arc<dyn Exchange>>) -> Result<Box<dyn Model>, ModelError> {
+pub(crate) fn load(loader: &mut Loader, experts: Experts) -> Result<Box<dyn Model>, ModelError> {
     let config = loader.config.clone();
     let backend = loader.backend.clone();
-    let (mut layers, mut local_experts) = (Vec::new(), Vec::new());
+    let host = match &experts {
+        Experts::Here => Some(backend.clone()),
+        Experts::On(host) => Some(host.clone()),
+        Experts::Behind(_) => None,
+    };
+    let (mut layers, mut routed) = (Vec::new(), Vec::new());
     for l in 0..config.layers {
         let attention_norm = loader.vector(Role::AttentionNorm, l, config.hidden)?;
         let attention = mla::load(loader, l)?;
@@ -139,13 +144,21 @@ pub(crate) fn load(loader: &mut Loader, exchange: Option<Arc<dyn Exchange>>) -> 
             Some(moe) => Ffn::Mixture(moe::load(loader, moe, l)?),
             None => Ffn::Dense(ffn::load(loader, l)?),
         };
-        local_experts.push(match mixture {
-            Some(moe) if exchange.is_none() => Some(moe::load_experts(loader, moe, l)?),
+        routed.push(match (mixture, &host) {
+            (Some(moe), Some(host)) => Some(moe::load_experts(loader, &**host, moe, l)?),
             _ => None,
         });
         layers.push(Layer { attention_norm, attention, ffn_norm, ffn });
     }
-    let exchange = exchange.unwrap_or_else(|| Arc::new(LocalExchange::new(backend.clone(), local_experts)));
+    let exchange: Arc<dyn Exchange> = match (experts, &config.moe) {
+        (Experts::Behind(exchange), _) => exchange,
+        (Experts::On(host), Some(moe)) => {
+            let (rows_max, hidden) = (loader.options.batch_rows_max, config.hidden);
+            let sizes = OffloadSizes { rows_max, hidden, top_k: moe.route.top_k };
+            Arc::new(OffloadExchange::new(backend.clone(), host, routed, sizes)?)
+        }
+        (Experts::Here | Experts::On(_), _) => Arc::new(LocalExchange::new(backend.clone(), routed)),
+    };
     Ok(Box::new(DeepSeek {
         ends: ends::load(loader)?,
         rope: load_rope(loader)?,

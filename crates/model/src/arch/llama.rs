@@ -1,18 +1,16 @@
 //! Llama 3 (Grattafiori et al. 2024): R1-Distill-Llama, SmolLM2 and everything else of this shape, `qwen2` included.
 
-use std::sync::Arc;
-
-use lingqu_backend::{AttentionSpec, Exchange, KvStore, Result, View};
+use lingqu_backend::{AttentionSpec, KvStore, Result, View};
 use lingqu_types::Batch;
 
 use crate::config::ModelConfig;
 use crate::layers::dense_gqa::{self, DenseGqa};
 use crate::loader::Loader;
-use crate::{Model, ModelError};
+use crate::{Experts, Model, ModelError};
 
 struct Llama(DenseGqa);
 
-pub(crate) fn load(loader: &mut Loader, _: Option<Arc<dyn Exchange>>) -> Result<Box<dyn Model>, ModelError> {
+pub(crate) fn load(loader: &mut Loader, _: Experts) -> Result<Box<dyn Model>, ModelError> {
     Ok(Box::new(Llama(dense_gqa::load(loader)?)))
 }
 

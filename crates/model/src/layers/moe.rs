@@ -1,6 +1,6 @@
 //! Mixture of experts: a router, experts that every token passes, and experts that are chosen.
 
-use lingqu_backend::{ExpertWeights, FfnSource, FfnWeights, Weight};
+use lingqu_backend::{Backend, ExpertWeights, FfnSource, FfnWeights, Weight};
 
 use crate::ModelError;
 use crate::config::MoeConfig;
@@ -35,12 +35,17 @@ pub(crate) fn load(loader: &mut Loader, moe: &MoeConfig, layer: usize) -> Result
     Ok(MoeWeights { router, correction_bias, shared })
 }
 
-/// All routed experts of a layer, on the model's own device.
-pub(crate) fn load_experts(loader: &mut Loader, moe: &MoeConfig, layer: usize) -> Result<ExpertWeights, ModelError> {
+/// All routed experts of a layer, on `host`.
+pub(crate) fn load_experts(
+    loader: &mut Loader,
+    host: &dyn Backend,
+    moe: &MoeConfig,
+    layer: usize,
+) -> Result<ExpertWeights, ModelError> {
     let shape = [moe.route.experts, moe.intermediate];
     let mut sources: Vec<FfnSource> = Vec::new();
     for expert in 0..moe.route.experts {
         sources.push(loader.expert(layer, expert, shape)?);
     }
-    Ok(loader.backend.upload_experts(&sources)?)
+    Ok(host.upload_experts(&sources)?)
 }

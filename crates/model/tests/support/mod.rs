@@ -7,7 +7,7 @@ use std::sync::Arc;
 use lingqu_backend::{Backend, KvSpec, KvStore};
 use lingqu_backend_cpu::{CpuBackend, CpuConfig};
 use lingqu_backend_reference::ReferenceBackend;
-use lingqu_model::{LoadOptions, Model, Package, load};
+use lingqu_model::{Experts, LoadOptions, Model, Package, load_with_experts};
 use lingqu_types::{Batch, BlockId, SequenceSlice, TokenId};
 use serde::Deserialize;
 
@@ -134,10 +134,15 @@ struct Running<'a> {
 
 impl Runner {
     pub fn new(package: &Package, backend: Arc<dyn Backend>) -> Self {
+        Self::with_experts(package, backend, Experts::Here)
+    }
+
+    pub fn with_experts(package: &Package, backend: Arc<dyn Backend>, experts: Experts) -> Self {
         let options =
             LoadOptions { batch_rows_max: ROWS_MAX, logit_rows_max: ROWS_MAX, context_tokens_max: CONTEXT_MAX };
         let mut last = None;
-        let model = load(package, backend.clone(), &options, &mut |progress| last = Some(progress));
+        let model =
+            load_with_experts(package, backend.clone(), &options, experts, &mut |progress| last = Some(progress));
         let model = model.unwrap_or_else(|error| panic!("{}: {error}", package.config.name));
         let last = last.expect("progress is told");
         assert_eq!(last.bytes_done, last.bytes_total, "{}", package.config.name);
