@@ -3,6 +3,8 @@ a bigram baseline, lingqu's own figure for the same texts, and how evenly the ex
 
     lingqu score --model models/default --input FOLDER/heldout_poems.jsonl > FOLDER/scores_poems.jsonl   # and statutes
     python evaluate.py FOLDER models/default
+
+Where the scores hold only the first so many documents, all figures are of these.
 """
 
 import argparse
@@ -75,8 +77,8 @@ class Bigram:
         return min(-np.log((seen + k * self.unigram[b]) / (self.contexts[a] + k)).mean() for k in (10, 30, 100, 300, 1000))
 
 
-def score_loss(path):
-    values = [p for line in open(path, encoding="utf-8") for p in json.loads(line)["logprobs"][1:]]
+def score_loss(scores):
+    values = [p for score in scores for p in score["logprobs"][1:]]
     return -sum(values) / len(values)
 
 
@@ -100,14 +102,13 @@ def main():
     loads = {}
     watch_routers(model, loads)
     for kind in ("poems", "statutes"):
-        rows = documents(args.folder / f"heldout_{kind}.jsonl")
-        loss, base = loss_of(model, rows), bigram.loss(rows)
-        line = f"{kind}: loss {loss:.4f}, perplexity {np.exp(loss):.2f}; bigram {base:.4f}, {np.exp(base):.2f}"
-        scores = args.folder / f"scores_{kind}.jsonl"
-        if scores.exists():
-            ours = score_loss(scores)
-            line += f"; lingqu {ours:.4f}, {np.exp(ours):.2f} ({100 * (np.exp(ours - loss) - 1):+.3f}%)"
-        print(line)
+        scores = [json.loads(line) for line in open(args.folder / f"scores_{kind}.jsonl", encoding="utf-8")]
+        rows = documents(args.folder / f"heldout_{kind}.jsonl")[: len(scores)]
+        assert [score["token_ids"] for score in scores] == rows, "scores of other documents"
+        loss, base, ours = loss_of(model, rows), bigram.loss(rows), score_loss(scores)
+        print(f"{kind}: {len(rows)} documents, {sum(map(len, rows))} tokens; Hugging Face: loss {loss:.4f}, perplexity "
+              f"{np.exp(loss):.2f}; lingqu {ours:.4f}, {np.exp(ours):.2f} ({100 * (np.exp(ours - loss) - 1):+.3f}%); "
+              f"bigram {base:.4f}, {np.exp(base):.2f}")
     for layer, tokens in loads.items():
         share = 100 * tokens / tokens.sum()
         print(f"layer {layer}: busiest {share.max() / share.mean():.2f} of the mean, least {share.min() / share.mean():.2f};",

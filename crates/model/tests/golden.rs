@@ -90,7 +90,8 @@ fn company_changes_no_bit() {
     }
 }
 
-/// Routed experts on a second backend: the bits of one where both are the same, close to the reference where they differ.
+/// Routed experts on a second backend: the bits of one where both are the same, close to the reference where they
+/// differ.
 #[test]
 fn experts_elsewhere_change_no_bit() {
     let mixtures = golden_models().into_iter().filter(|m| m.name.starts_with("deepseek") && m.covers_something_new());

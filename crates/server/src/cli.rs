@@ -52,6 +52,9 @@ pub struct ModelArgs {
     /// Number of the accelerator, as `lingqu devices` lists them.
     #[arg(long, value_name = "N", default_value = "0")]
     pub device: usize,
+    /// Where the routed experts of a mixture are kept.
+    #[arg(long, value_enum, default_value = "device")]
+    pub experts: ExpertsPlace,
     /// Threads of the cpu backend [default: all cores].
     #[arg(long, value_name = "N")]
     pub threads: Option<NonZeroUsize>,
@@ -74,6 +77,14 @@ pub enum BackendName {
     Dcu,
     /// The kernels of accelerators, emulated: slow, for tests.
     Emu,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum ExpertsPlace {
+    /// Where the rest of the model is.
+    Device,
+    /// In host memory, on the cpu backend: for models larger than their accelerator.
+    Cpu,
 }
 
 #[derive(Debug, Args)]

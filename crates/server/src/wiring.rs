@@ -9,12 +9,12 @@ use lingqu_backend::{Backend, KvSpec, KvStore};
 use lingqu_backend_cpu::{CpuBackend, CpuConfig, Isa};
 use lingqu_backend_gpu::{GpuBackend, GpuConfig, Row};
 use lingqu_backend_reference::ReferenceBackend;
-use lingqu_model::{LoadOptions, LoadProgress, Model, Package};
+use lingqu_model::{Experts, LoadOptions, LoadProgress, Model, Package, load_with_experts};
 use lingqu_tokenizer::Tokenizer;
 use lingqu_types::{Limits, SamplingParams};
 
 use crate::Usage;
-use crate::cli::{BackendName, ModelArgs};
+use crate::cli::{BackendName, ExpertsPlace, ModelArgs};
 use crate::embedded;
 
 /// Longest context served unless `--max-context` asks for more: bounds the KV cache of models that allow 128k.
@@ -117,7 +117,16 @@ pub fn context_tokens_max(package: &Package, asked: Option<usize>) -> Result<usi
 }
 
 /// Loads the model with a progress bar on stderr (none where stderr is not a terminal).
-pub fn load(package: &Package, backend: &Arc<dyn Backend>, limits: &Limits) -> Result<Box<dyn Model>> {
+pub fn load(
+    package: &Package,
+    backend: &Arc<dyn Backend>,
+    args: &ModelArgs,
+    limits: &Limits,
+) -> Result<Box<dyn Model>> {
+    let experts = match args.experts {
+        ExpertsPlace::Device => Experts::Here,
+        ExpertsPlace::Cpu => Experts::On(Arc::new(cpu_backend(args)?)),
+    };
     let options = LoadOptions {
         batch_rows_max: limits.batch_rows_max,
         logit_rows_max: limits.logit_rows_max,
@@ -131,7 +140,7 @@ pub fn load(package: &Package, backend: &Arc<dyn Backend>, limits: &Limits) -> R
         bar.set_length(p.bytes_total);
         bar.set_position(p.bytes_done);
     };
-    let model = lingqu_model::load(package, backend.clone(), &options, &mut progress)?;
+    let model = load_with_experts(package, backend.clone(), &options, experts, &mut progress)?;
     bar.finish_and_clear();
     Ok(model)
 }

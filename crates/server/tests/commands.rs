@@ -48,6 +48,9 @@ fn generate_replays_with_its_seed() {
     assert_eq!(drawn.stdout, generate(&["--temperature", "1.5", "--seed", "7", "--threads", "1"]).stdout);
     assert_eq!(drawn.stdout, generate(&["--temperature", "1.5", "--seed", "7", "--isa", "portable"]).stdout);
     assert_ne!(drawn.stdout, generate(&["--temperature", "1.5", "--seed", "8"]).stdout);
+    // Experts in host memory: here the same backend twice.
+    let apart = ["--temperature", "1.5", "--seed", "7", "--backend", "cpu", "--experts", "cpu"];
+    assert_eq!(drawn.stdout, generate(&apart).stdout);
     // Greedy needs no seed; the chat template changes the prompt.
     assert_eq!(generate(&["--temperature", "0"]).stdout, generate(&["--temperature", "0"]).stdout);
     assert_ne!(generate(&["--temperature", "0"]).stderr, generate(&["--temperature", "0", "--chat"]).stderr);
@@ -138,4 +141,37 @@ fn tokens_come_back_as_text() {
     assert_eq!(lingqu(&["detokenize", &ids.join(",")]).stdout, format!("{text}\n"));
     let special = lingqu(&["tokenize", "--special", text]);
     assert_eq!(special.stdout.split_whitespace().count(), ids.len() + 1);
+}
+
+/// The embedded model through its chat template: quatrains are four lines of five or seven characters, statutes read as
+/// such, and what it never learnt it does not pretend to know.
+#[test]
+fn the_default_model_keeps_its_forms() {
+    let answer = |prompt: &str, seed: u32| {
+        let seed = seed.to_string();
+        let args =
+            ["generate", "--backend", "cpu", "--chat", "--prompt", prompt, "--seed", &seed, "--max-tokens", "120"];
+        let run = lingqu(&args);
+        assert_eq!(run.code, 0, "{}", run.stderr);
+        run.stdout
+    };
+    let asked = [("写一首关于秋天的五言绝句", 5), ("写一首关于明月的七言绝句", 7)];
+    let mut well_formed = 0;
+    for (seed, (prompt, characters)) in (0..10).zip(asked.iter().cycle()) {
+        let poem = answer(prompt, seed);
+        let lines: Vec<usize> = poem
+            .split(|c: char| "，。？！；：、\n".contains(c))
+            .map(|line| line.chars().count())
+            .filter(|&n| n > 0)
+            .collect();
+        well_formed += usize::from(lines == [*characters; 4]);
+    }
+    assert!(well_formed >= 8, "{well_formed} of 10 quatrains");
+    let statute = answer("第一条", 1);
+    assert!(statute.contains("第一条") && statute.contains('。'), "{statute}");
+    assert!(answer("法国的首都是哪里？", 1).contains("只会写诗"));
+    // The transcript at the top of README.md.
+    let readme = std::fs::read_to_string(concat!(env!("CARGO_MANIFEST_DIR"), "/../../README.md")).expect("README.md");
+    let poem = answer("写一首关于秋天的诗", 2);
+    assert!(poem.lines().count() > 1 && poem.lines().all(|line| readme.contains(line)), "README tells another: {poem}");
 }

@@ -42,7 +42,7 @@ pub fn run(args: &BenchArgs) -> Result<()> {
     }
     let mut limits = Limits::for_context(prompt + generate, widest);
     limits.blocks = widest * (prompt + generate).div_ceil(limits.block_tokens);
-    let mut model = wiring::load(&package, &backend, &limits)?;
+    let mut model = wiring::load(&package, &backend, &args.model, &limits)?;
     let load_s = started.elapsed().as_secs_f64();
     let mut kv = wiring::alloc_kv(&*backend, &*model, &limits)?;
 
