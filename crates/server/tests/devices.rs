@@ -1,6 +1,5 @@
 //! Accelerators as a user meets them on a machine that may have none.
 
-#[allow(dead_code)]
 mod support;
 
 use support::lingqu;
