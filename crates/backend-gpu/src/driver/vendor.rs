@@ -1,6 +1,7 @@
 //! A vendor's driver library, opened at run time. NVIDIA's driver API and HIP differ in names and little else: what
 //! is an integer address in one is a pointer in the other, of the same size and passed in the same way.
 
+use std::error::Error;
 use std::ffi::{CStr, CString, c_char, c_int, c_uint, c_void};
 use std::mem::ManuallyDrop;
 use std::ptr::{null, null_mut};
@@ -107,7 +108,8 @@ pub(super) fn open_library(names: &[&str], brings: &'static str) -> Result<(Manu
         // SAFETY: vendors' libraries may be opened by anyone; they are never closed, as their threads live on.
         match unsafe { Library::new(*name) } {
             Ok(library) => return Ok((ManuallyDrop::new(library), name.to_string())),
-            Err(error) => reasons.push(error.to_string()),
+            // The system's own words are in the source.
+            Err(error) => reasons.push(error.source().map_or_else(|| error.to_string(), ToString::to_string)),
         }
     }
     let reason = reasons.into_iter().next().unwrap_or_default();
