@@ -9,33 +9,23 @@ Where the scores hold only the first so many documents, all figures are of these
 
 import argparse
 import json
+import sys
 from pathlib import Path
 
 import numpy as np
 import torch
-from safetensors.torch import load_file
 from transformers import AutoConfig, DeepseekV3ForCausalLM
 
-from export import BLOCK
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+from golden.default_model import exact_weights  # noqa: E402  beside this folder
 
 
 def load(folder):
     """Hugging Face's model in f32. It runs FP8 on a GPU only, so the blocks are multiplied out here: value x scale."""
-    stored = load_file(folder / "model.safetensors")
     config = AutoConfig.from_pretrained(folder)
     del config.quantization_config
-    prediction_layer = f"model.layers.{config.num_hidden_layers}."
-    weights = {}
-    for name, tensor in stored.items():
-        if name.endswith("_scale_inv") or name.startswith(prediction_layer):
-            continue
-        tensor = tensor.float()
-        if (scale := stored.get(f"{name}_scale_inv")) is not None:
-            scale = scale.repeat_interleave(BLOCK, 0).repeat_interleave(BLOCK, 1)
-            tensor = tensor * scale[: tensor.shape[0], : tensor.shape[1]]
-        weights[name] = tensor
     model = DeepseekV3ForCausalLM(config).float().eval()
-    model.load_state_dict(weights, strict=True)
+    model.load_state_dict(exact_weights(folder, config.num_hidden_layers), strict=True)
     return model
 
 

@@ -8,6 +8,7 @@ repeats embedding and head in the prediction layer (`embed_tokens`, `shared_head
 import argparse
 import json
 import shutil
+import sys
 from pathlib import Path
 
 import torch
@@ -15,7 +16,9 @@ from safetensors.torch import save_file
 
 from model import Config, Model
 
-BLOCK, E4M3_MAX = 128, 448.0
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+from golden import fp8  # noqa: E402  beside this folder
+
 # Kept whole by the release: everything that is not a linear layer of attention, MLP or experts.
 WHOLE = ("embed_tokens", "lm_head", "norm", "mlp.gate.", "eh_proj")
 CHAT_TEMPLATE = """\
@@ -36,16 +39,6 @@ CHAT_TEMPLATE = """\
 {%- endif %}"""
 
 
-def fp8(weight):
-    """e4m3 values and the f32 scale of each block of weight [out, in]."""
-    rows, columns = weight.shape
-    padded = torch.nn.functional.pad(weight, (0, -columns % BLOCK, 0, -rows % BLOCK))
-    blocks = padded.unflatten(1, (-1, BLOCK)).unflatten(0, (-1, BLOCK))  # [row block, row, column block, column]
-    scale = blocks.abs().amax((1, 3)).clamp_min(1e-12) / E4M3_MAX
-    values = (blocks / scale[:, None, :, None]).flatten(2).flatten(0, 1)[:rows, :columns]
-    return values.clamp(-E4M3_MAX, E4M3_MAX).to(torch.float8_e4m3fn).contiguous(), scale
-
-
 def stored(tensors):
     out = {}
     for name, tensor in tensors.items():
@@ -54,7 +47,7 @@ def stored(tensors):
         elif any(part in name for part in WHOLE):
             out[name] = tensor.to(torch.bfloat16)
         else:
-            out[name], out[f"{name}_scale_inv"] = fp8(tensor)
+            out[name], out[f"{name}_scale_inv"] = fp8.quantise(tensor)
     return out
 
 
@@ -66,7 +59,7 @@ def config(c):
         "tie_word_embeddings": False, "use_cache": True, "max_position_embeddings": 1024, "ep_size": 1,
         "bos_token_id": 0, "eos_token_id": 1, "pad_token_id": 2, "initializer_range": 0.02, "torch_dtype": "bfloat16",
         "quantization_config": {"activation_scheme": "dynamic", "fmt": "e4m3", "quant_method": "fp8",
-                                "weight_block_size": [BLOCK, BLOCK]},
+                                "weight_block_size": [fp8.BLOCK, fp8.BLOCK]},
     }  # fmt: skip
 
 
