@@ -247,7 +247,44 @@ LQ_DEV void lq_warp_best(float& value, u32& index) {
     }
 }
 
+/// Which lanes have the same value (below 2^16) as this one: a bit for each.
+LQ_DEV u64 lq_warp_peers(u32 value) {
+#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 700
+    return __match_any_sync(0xffffffffu, value);
+#else
+    u64 peers = ~0ull;
+#pragma unroll
+    for (int bit = 0; bit < 16; bit++) {
+#if defined(LQ_CUDA)
+        u64 set = __ballot_sync(0xffffffffu, value >> bit & 1);
+#else
+        u64 set = __ballot(value >> bit & 1);
 #endif
+        peers &= value >> bit & 1 ? set : ~set;
+    }
+    return LQ_WARP == 32 ? peers & 0xffffffffull : peers;
+#endif
+}
+
+/// Lanes do what comes after only when all have done what comes before, as seen in shared memory.
+LQ_DEV void lq_warp_sync() {
+#if defined(LQ_CUDA)
+    __syncwarp();
+#else
+    __builtin_amdgcn_fence(__ATOMIC_ACQ_REL, "wavefront");
+    __builtin_amdgcn_wave_barrier();
+#endif
+}
+
+#endif
+
+LQ_DEV u32 lq_ones(u64 bits) {
+#if defined(LQ_EMU)
+    return (u32)__builtin_popcountll(bits);
+#else
+    return (u32)__popcll(bits);
+#endif
+}
 
 /// The sum over the block, the same for all its threads. `partial`: shared, at least 16 floats.
 LQ_DEV float lq_block_sum(float value, float* partial) {

@@ -103,42 +103,94 @@ LQ_KERNEL void route(LqView logits, const float* bias, u32* experts, float* weig
 }
 LQ_EXPORT(route)
 
-/// Sorts slots by expert (within an expert by number) and cuts each expert's in tiles of `tile_rows`. One block.
+constexpr u32 LQ_RANGES_MAX = 256 / LQ_WARP; // warps of the block that groups
+
+/// Slots and tiles before an expert.
+struct LqPlace {
+    u32 slot, tile;
+};
+
+/// Each place turned into the sum of those before it; gives the sum of all. `sums`: shared, [256].
+LQ_DEV LqPlace lq_running_sums(LqPlace* places, u32 count, LqPlace* sums) {
+    u32 each = (count + blockDim.x - 1) / blockDim.x, from = lq_least(threadIdx.x * each, count);
+    u32 to = lq_least(from + each, count);
+    LqPlace sum = {0, 0};
+    for (u32 i = from; i < to; i++) sum = {sum.slot + places[i].slot, sum.tile + places[i].tile};
+    sums[threadIdx.x] = sum;
+    lq_sync();
+    for (u32 reach = 1; reach < blockDim.x; reach *= 2) { // Hillis and Steele 1986
+        LqPlace before = {0, 0};
+        if (threadIdx.x >= reach) before = sums[threadIdx.x - reach];
+        lq_sync();
+        sums[threadIdx.x] = {sums[threadIdx.x].slot + before.slot, sums[threadIdx.x].tile + before.tile};
+        lq_sync();
+    }
+    LqPlace next = {sums[threadIdx.x].slot - sum.slot, sums[threadIdx.x].tile - sum.tile};
+    for (u32 i = from; i < to; i++) {
+        LqPlace own = places[i];
+        places[i] = next;
+        next = {next.slot + own.slot, next.tile + own.tile};
+    }
+    LqPlace total = sums[blockDim.x - 1];
+    lq_sync();
+    return total;
+}
+
+/// Goes through the slots of this warp's range in order, a warp's worth at a time. `counts` [experts] of the range: how
+/// many slots each expert has had so far, or where its next slot goes; `put(slot, its number)` for each.
+template <class Put>
+LQ_DEV void lq_count_slots(const u32* experts, u32 slots, u32 expert_count, u32* counts, const Put& put) {
+    u32 each = (slots + LQ_RANGES_MAX * LQ_WARP - 1) / (LQ_RANGES_MAX * LQ_WARP) * LQ_WARP;
+    u32 from = lq_least(lq_warp() * each, slots), to = lq_least(from + each, slots);
+    for (u32 first = from; first < to; first += LQ_WARP) {
+        u32 slot = first + lq_lane(), expert = slot < to ? experts[slot] : 0xffffu;
+        bool counted = expert < expert_count;
+        u64 peers = lq_warp_peers(counted ? expert : 0xffffu);
+        u32 before = lq_ones(peers & ((1ull << lq_lane()) - 1)), start = counted ? counts[expert] : 0;
+        if (counted) put(slot, start + before);
+        lq_warp_sync();
+        if (counted && before == 0) counts[expert] = start + lq_ones(peers);
+        lq_warp_sync();
+    }
+}
+
+/// Sorts slots by expert (within an expert by number) and cuts each expert's in tiles of `tile_rows`. One block of 256:
+/// each warp counts a range of the slots, running sums give where each range of each expert starts, and each warp goes
+/// through its range again.
 LQ_KERNEL void group_slots(const u32* experts, u32* order, u32* tiles, u32* tile_count, u32 slots, u32 expert_count,
                            u32 tile_rows) {
-    LQ_SHARED(u32, first_slot, LQ_EXPERTS_MAX + 1); // counts, then their running sums
-    LQ_SHARED(u32, first_tile, LQ_EXPERTS_MAX + 1);
+    LQ_SHARED(u32, counts, LQ_RANGES_MAX * LQ_EXPERTS_MAX);
+    LQ_SHARED(LqPlace, places, LQ_EXPERTS_MAX);
+    LQ_SHARED(LqPlace, sums, 256);
+    u32* of_warp = counts + lq_warp() * LQ_EXPERTS_MAX;
+    for (u32 e = lq_lane(); e < expert_count; e += LQ_WARP) of_warp[e] = 0;
+    lq_warp_sync();
+    lq_count_slots(experts, slots, expert_count, of_warp, [](u32, u32) {});
+    lq_sync();
     for (u32 e = threadIdx.x; e < expert_count; e += blockDim.x) {
         u32 count = 0;
-        for (u32 slot = 0; slot < slots; slot++) count += experts[slot] == e;
-        first_slot[e] = count;
-    }
-    lq_sync();
-    if (threadIdx.x == 0) {
-        u32 slot = 0, tile = 0;
-        for (u32 e = 0; e < expert_count; e++) {
-            u32 count = first_slot[e];
-            first_slot[e] = slot;
-            first_tile[e] = tile;
-            slot += count;
-            tile += (count + tile_rows - 1) / tile_rows;
+        for (u32 range = 0; range < LQ_RANGES_MAX; range++) {
+            u32 own = counts[range * LQ_EXPERTS_MAX + e];
+            counts[range * LQ_EXPERTS_MAX + e] = count;
+            count += own;
         }
-        first_slot[expert_count] = slot;
-        *tile_count = tile;
+        places[e] = {count, (count + tile_rows - 1) / tile_rows};
     }
     lq_sync();
+    LqPlace total = lq_running_sums(places, expert_count, sums);
+    if (threadIdx.x == 0) *tile_count = total.tile;
     for (u32 e = threadIdx.x; e < expert_count; e += blockDim.x) {
-        u32 start = first_slot[e], end = first_slot[e + 1], at = start;
-        for (u32 slot = 0; slot < slots && at < end; slot++) {
-            if (experts[slot] == e) order[at++] = slot;
-        }
+        u32 start = places[e].slot, end = e + 1 < expert_count ? places[e + 1].slot : total.slot;
+        for (u32 range = 0; range < LQ_RANGES_MAX; range++) counts[range * LQ_EXPERTS_MAX + e] += start;
         for (u32 i = 0; start + i * tile_rows < end; i++) {
-            u32* tile = tiles + (u64)(first_tile[e] + i) * 4;
+            u32* tile = tiles + (u64)(places[e].tile + i) * 4;
             tile[0] = e;
             tile[1] = start + i * tile_rows;
             tile[2] = lq_least(tile_rows, end - tile[1]);
             tile[3] = 0;
         }
     }
+    lq_sync();
+    lq_count_slots(experts, slots, expert_count, of_warp, [&](u32 slot, u32 at) { order[at] = slot; });
 }
 LQ_EXPORT(group_slots)

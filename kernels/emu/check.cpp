@@ -3,6 +3,7 @@
 // Q, rows or splits). All memory is allocated to the byte, so the address sanitizer finds every access out of bounds.
 // README.md says how to build and run it.
 #include "lingqu.cu"
+#include "sample.h"
 
 #include <algorithm>
 #include <string>
@@ -398,6 +399,7 @@ static void check_attention(bool latent, u32 per_kv, u32 k_dim, u32 v_dim, std::
 }
 
 #include "check_rows.h"
+#include "check_sample.h"
 
 int main() {
     check_halves();
@@ -405,6 +407,15 @@ int main() {
     for (int i = 0; i < 12; i++) check_rows(1 + below(9), 1 + below(3), 2 + below(300) * 2);
     check_rows(2, 1, 3000);
     for (int i = 0; i < 60; i++) check_route(i);
+    for (u32 slots : {0, 1, 7, 64, 300, 3000}) {
+        check_group_slots(slots, 1 + below(20), 8);
+        check_group_slots(slots, 1024, 1 + below(64));
+    }
+    for (u32 kind = 0; kind < 6; kind++) {
+        for (u32 vocabulary : {1, 50, 300, 4096, 5000, 20000}) {
+            check_top_logits(1 + below(3), vocabulary, 1 + below(std::min(64u, vocabulary)), kind);
+        }
+    }
     for (u32 format = 0; format < 7; format++) {
         for (u32 rows : {1, 3, 9, 17}) check_linear(format, rows, 1);
         check_linear(format, 5, 3);

@@ -77,6 +77,7 @@ struct Warp {
     // Results outlive the next meeting's start, for lanes that have not read them yet.
     float results[2][WARP_VALUES_MAX];
     unsigned result_index[2];
+    unsigned long long peers[2][LQ_WARP];
 };
 
 struct SharedArray {
@@ -564,4 +565,22 @@ inline void lq_warp_best(float& value, unsigned& index, unsigned line = __builti
     });
     value = warp.results[parity][0];
     index = warp.result_index[parity];
+}
+
+inline unsigned long long lq_warp_peers(unsigned value, unsigned line = __builtin_LINE()) {
+    grid::Warp& warp = grid::warp_of_fiber();
+    warp.indices[grid::current_fiber->lane] = value;
+    unsigned parity = grid::warp_meeting(warp, line, [](grid::Warp& warp, unsigned parity) {
+        for (int lane = 0; lane < LQ_WARP; lane++) {
+            warp.peers[parity][lane] = 0;
+            for (int i = 0; i < LQ_WARP; i++) {
+                warp.peers[parity][lane] |= (unsigned long long)(warp.indices[i] == warp.indices[lane]) << i;
+            }
+        }
+    });
+    return warp.peers[parity][grid::current_fiber->lane];
+}
+
+inline void lq_warp_sync(unsigned line = __builtin_LINE()) {
+    grid::warp_meeting(grid::warp_of_fiber(), line, [](grid::Warp&, unsigned) {});
 }

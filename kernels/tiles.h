@@ -1,0 +1,3 @@
+// Kernels on matrix units: follows.
+#pragma once
+#include "portable.h"
