@@ -2,6 +2,7 @@
 
 use std::path::PathBuf;
 
+pub use crate::device::Graphs;
 use crate::driver::rows::Row;
 
 /// What to open.
@@ -12,12 +13,19 @@ pub struct GpuConfig {
     pub device: usize,
     pub emulation: Emulation,
     pub environment: Environment,
+    pub graphs: Graphs,
 }
 
 impl GpuConfig {
     /// The first device of a row.
     pub fn of(row: Row) -> Self {
-        Self { row, device: 0, emulation: Emulation::default(), environment: Environment::read() }
+        Self {
+            row,
+            device: 0,
+            emulation: Emulation::default(),
+            environment: Environment::read(),
+            graphs: Graphs::default(),
+        }
     }
 }
 

@@ -59,7 +59,7 @@ impl Core {
     pub fn with_driver(config: &GpuConfig, driver: Arc<dyn Driver>) -> Result<Self> {
         let row = config.row.name();
         let told = |what: &'static str| move |e: DriverError| e.told(row, what);
-        let device = Device::open(driver, config.device).map_err(told("opening the device"))?;
+        let device = Device::open(driver, config.device, config.graphs).map_err(told("opening the device"))?;
         let built = kernels::build(config.row, &device.info.arch, &config.environment).map_err(told("the kernels"))?;
         let kernels = Kernels::load(&device, &built.image).map_err(told("loading the kernels"))?;
         let name = format!("{row} ({}, {})", device.info.name, device.info.arch);

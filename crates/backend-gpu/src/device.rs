@@ -1,10 +1,20 @@
 //! Devices, memory, streams and modules that give themselves back.
 
-use std::sync::Arc;
+use std::sync::{Arc, Mutex};
 
-use crate::arguments::Argument;
+use crate::core::lock;
 use crate::driver::bytes::{self, Plain};
-use crate::driver::{Address, DeviceInfo, Driver, DriverError, Handle, Result, Shape};
+use crate::driver::{Address, DeviceInfo, Driver, DriverError, Handle, Launch, Result};
+use crate::queue::Queue;
+
+/// Whether launches that come again become graphs of the driver.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Graphs {
+    /// Where the driver has them.
+    #[default]
+    Made,
+    Off,
+}
 
 /// A retained device.
 struct Context {
@@ -23,11 +33,13 @@ impl Drop for Context {
 pub(crate) struct Device {
     stream: Handle,
     pub info: DeviceInfo,
+    queue: Mutex<Queue>,
     context: Context,
 }
 
 impl Device {
-    pub fn open(driver: Arc<dyn Driver>, ordinal: usize) -> Result<Arc<Self>> {
+    /// `graphs`: launches that come again go out as graphs, where the driver has them.
+    pub fn open(driver: Arc<dyn Driver>, ordinal: usize, graphs: Graphs) -> Result<Arc<Self>> {
         let count = driver.count()?;
         if count == 0 {
             return Err(DriverError::NoDevice { driver: driver.name() });
@@ -40,7 +52,8 @@ impl Device {
         context.driver.bind(ordinal, handle)?;
         let info = context.driver.describe(ordinal)?;
         let stream = context.driver.stream_create()?;
-        Ok(Arc::new(Self { stream, info, context }))
+        let makes_graphs = graphs == Graphs::Made && context.driver.has_graphs();
+        Ok(Arc::new(Self { stream, info, queue: Mutex::new(Queue::new(makes_graphs)), context }))
     }
 
     /// The driver, current on this thread.
@@ -50,19 +63,35 @@ impl Device {
         Ok(&**driver)
     }
 
-    pub fn wait(&self) -> Result<()> {
-        self.bound()?.wait(self.stream)
+    /// The driver, which has every launch by now: what is asked of it comes after them.
+    fn in_order(&self) -> Result<&dyn Driver> {
+        let driver = self.bound()?;
+        lock(&self.queue).flush(driver, self.stream)?;
+        Ok(driver)
     }
 
-    pub fn launch(&self, function: Handle, shape: Shape, arguments: &[Argument]) -> Result<()> {
-        self.bound()?.launch(function, shape, self.stream, arguments)
+    pub fn wait(&self) -> Result<()> {
+        self.in_order()?.wait(self.stream)
+    }
+
+    /// Errors may be those of earlier launches.
+    pub fn launch(&self, launch: Launch) -> Result<()> {
+        lock(&self.queue).push(self.bound()?, self.stream, launch)
+    }
+
+    /// Waits for all work before something goes that it may use, whatever became of it.
+    fn settle(&self, driver: &dyn Driver) {
+        let mut queue = lock(&self.queue);
+        queue.flush_silently(driver, self.stream);
+        queue.forget(driver, self.stream);
+        let _ = driver.wait(self.stream); // told by the next call, if any comes
     }
 }
 
 impl Drop for Device {
     fn drop(&mut self) {
         if let Ok(driver) = self.bound() {
-            let _ = driver.wait(self.stream);
+            self.settle(driver);
             let _ = driver.stream_destroy(self.stream);
         }
     }
@@ -88,7 +117,7 @@ impl Memory {
     pub fn zeroed(device: &Arc<Device>, bytes: usize) -> Result<Self> {
         let memory = Self::new(device, bytes)?;
         if bytes > 0 {
-            device.bound()?.zero(memory.address, bytes, device.stream)?;
+            device.in_order()?.zero(memory.address, bytes, device.stream)?;
         }
         Ok(memory)
     }
@@ -120,7 +149,7 @@ impl Memory {
         if values.is_empty() {
             return Ok(());
         }
-        let driver = self.device.bound()?;
+        let driver = self.device.in_order()?;
         driver.copy_in(self.address + offset_bytes as Address, values, self.device.stream)?;
         driver.wait(self.device.stream)
     }
@@ -129,7 +158,7 @@ impl Memory {
     pub fn read<T: Plain>(&self, offset_bytes: usize, values: &mut [T]) -> Result<()> {
         let values = bytes::of_mut(values);
         self.check(offset_bytes, values.len());
-        let driver = self.device.bound()?;
+        let driver = self.device.in_order()?;
         if !values.is_empty() {
             driver.copy_out(values, self.address + offset_bytes as Address, self.device.stream)?;
         }
@@ -143,7 +172,7 @@ impl Memory {
         if bytes == 0 {
             return Ok(());
         }
-        self.device.bound()?.copy(self.address, from.address, bytes, self.device.stream)
+        self.device.in_order()?.copy(self.address, from.address, bytes, self.device.stream)
     }
 }
 
@@ -153,6 +182,7 @@ impl Drop for Memory {
             return;
         }
         if let Ok(driver) = self.device.bound() {
+            lock(&self.device.queue).flush_silently(driver, self.device.stream);
             let _ = driver.free(self.address); // waits for the work that uses it
         }
     }
@@ -178,7 +208,7 @@ impl Module {
 impl Drop for Module {
     fn drop(&mut self) {
         if let Ok(driver) = self.device.bound() {
-            let _ = driver.wait(self.device.stream);
+            self.device.settle(driver);
             let _ = driver.module_unload(self.handle);
         }
     }

@@ -9,16 +9,20 @@ use crate::cache::{Built, Cache};
 use crate::config::Environment;
 use crate::device::{Device, Module};
 use crate::driver::rows::Row;
-use crate::driver::{DriverError, Handle, Result, Shape, Unit};
+use crate::driver::{DriverError, Handle, Launch, Result, Shape, Unit};
 
 const SOURCE: &str = include_str!("../../../kernels/lingqu.cu");
-const HEADERS: [(&str, &str); 6] = [
+const HEADERS: [(&str, &str); 10] = [
     ("portable.h", include_str!("../../../kernels/portable.h")),
     ("rows.h", include_str!("../../../kernels/rows.h")),
     ("route.h", include_str!("../../../kernels/route.h")),
     ("formats.h", include_str!("../../../kernels/formats.h")),
     ("weights.h", include_str!("../../../kernels/weights.h")),
     ("attention.h", include_str!("../../../kernels/attention.h")),
+    ("sample.h", include_str!("../../../kernels/sample.h")),
+    ("mma.h", include_str!("../../../kernels/mma.h")),
+    ("tiles.h", include_str!("../../../kernels/tiles.h")),
+    ("flash.h", include_str!("../../../kernels/flash.h")),
 ];
 const EMU_HEADER: (&str, &str) = ("grid.h", include_str!("../../../kernels/emu/grid.h"));
 
@@ -128,12 +132,7 @@ impl Kernels {
         let [x, y, z] = grid;
         assert!(x <= i32::MAX as usize && y <= GRID_YZ_MAX && z <= GRID_YZ_MAX, "{kernel}: a grid of {grid:?}");
         let shape = Shape { grid: grid.map(|n| n as u32), block: [threads as u32, 1, 1], shared_bytes: 0 };
-        let function = *self.functions.get(kernel).expect("a kernel of the table");
-        self.device.launch(function, shape, arguments).map_err(|error| match error {
-            DriverError::Call { call, code, words } => {
-                DriverError::Call { call: format!("{call} of {kernel}"), code, words }
-            }
-            other => other,
-        })
+        let (kernel, function) = self.functions.get_key_value(kernel).expect("a kernel of the table");
+        self.device.launch(Launch { function: *function, kernel, shape, arguments: arguments.to_vec() })
     }
 }

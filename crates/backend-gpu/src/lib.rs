@@ -25,6 +25,7 @@ mod kernels;
 mod memory;
 mod pack;
 mod products;
+mod queue;
 mod step;
 mod survey;
 #[cfg(test)]
@@ -38,7 +39,7 @@ use lingqu_backend::{
 use lingqu_tensor::{Format, HostTensor};
 use lingqu_types::{Batch, BlockId};
 
-pub use config::{Emulation, Environment, GpuConfig, Schedule};
+pub use config::{Emulation, Environment, GpuConfig, Graphs, Schedule};
 pub use driver::rows::Row;
 pub use driver::{DeviceInfo, DriverError};
 pub use kernels::{BuiltKernels, build_kernels};

@@ -44,6 +44,7 @@ pub(crate) fn begin(core: &Core, batch: &Batch, block_tokens: usize) -> Result<S
     batch.validate(block_tokens).expect("a batch that keeps its invariants");
     let (rows, sequences) = (batch.rows(), batch.sequences.len());
     let blocks_max = batch.sequences.iter().map(|s| s.blocks.len()).max().unwrap_or(0);
+    let blocks_max = blocks_max.next_power_of_two(); // grows seldom, so that launches stay alike from step to step
     let positions = batch.positions();
     let mut words = batch.tokens.clone();
     words.extend(&positions);
@@ -86,11 +87,12 @@ pub(crate) fn begin(core: &Core, batch: &Batch, block_tokens: usize) -> Result<S
     Ok(Step::new(rows, batch.logit_rows.len(), tables))
 }
 
-/// Memory with these words: that of a step that is over, where it is large enough.
+/// Memory with these words: that of the step that was over last, where it is large enough, so that steps one after
+/// another have the same.
 fn tables(core: &Core, words: &[u32]) -> Result<Memory> {
     let told = core.told("a step's tables");
     let mut spare = lock(&core.spare_steps);
-    let fits = spare.iter().position(|memory| memory.bytes() >= size_of_val(words));
+    let fits = spare.iter().rposition(|memory| memory.bytes() >= size_of_val(words));
     let memory = match fits {
         Some(at) => spare.swap_remove(at),
         None => {

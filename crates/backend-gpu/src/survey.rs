@@ -3,7 +3,7 @@
 use std::time::Instant;
 
 use crate::config::GpuConfig;
-use crate::device::{Device, Memory};
+use crate::device::{Device, Graphs, Memory};
 use crate::driver::{DeviceInfo, DriverError, Result};
 use crate::kernels;
 
@@ -17,7 +17,7 @@ pub fn devices(config: &GpuConfig) -> Result<Vec<Result<DeviceInfo>>> {
     if count == 0 {
         return Err(DriverError::NoDevice { driver: driver.name() });
     }
-    let open = |ordinal| Device::open(driver.clone(), ordinal).map(|device| device.info.clone());
+    let open = |ordinal| Device::open(driver.clone(), ordinal, Graphs::Off).map(|device| device.info.clone());
     Ok((0..count).map(open).collect())
 }
 
@@ -28,7 +28,7 @@ pub fn devices(config: &GpuConfig) -> Result<Vec<Result<DeviceInfo>>> {
 /// Those of the driver, out of memory among them.
 pub fn measure_copy_bandwidth(config: &GpuConfig, bytes: usize) -> Result<f64> {
     const COPIES: usize = 8;
-    let device = Device::open(config.row.driver(&config.emulation)?, config.device)?;
+    let device = Device::open(config.row.driver(&config.emulation)?, config.device, Graphs::Off)?;
     let (from, to) = (Memory::zeroed(&device, bytes)?, Memory::zeroed(&device, bytes)?);
     let mut seconds_least = f64::INFINITY;
     for _ in 0..4 {

@@ -12,7 +12,7 @@ fn environment() -> Environment {
 
 fn check(warp: usize, schedule: Schedule, seed: u64) {
     let emulation = Emulation { warp, schedule, ..Emulation::default() };
-    let config = GpuConfig { row: Row::Emu, device: 0, emulation, environment: environment() };
+    let config = GpuConfig { emulation, environment: environment(), ..GpuConfig::of(Row::Emu) };
     let subject = match GpuBackend::new(&config) {
         Ok(subject) => subject,
         Err(error) if error.to_string().contains("can be opened") => return println!("skipped: {error}"),

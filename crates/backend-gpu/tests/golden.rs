@@ -7,17 +7,21 @@ mod support;
 use std::sync::Arc;
 
 use lingqu_backend::Backend;
-use lingqu_backend_gpu::{Emulation, Environment, GpuBackend, GpuConfig, Row, Schedule};
+use lingqu_backend_gpu::{Emulation, Environment, GpuBackend, GpuConfig, Graphs, Row, Schedule};
 use support::{GoldenModel, Runner, golden_models};
 
 /// As the cpu backend's: it rounds the cache to f16, as this one does.
 const TOLERANCE: f64 = 2e-2;
 
 fn emulator(warp: usize, schedule: Schedule) -> Option<Arc<dyn Backend>> {
+    emulator_with(warp, schedule, Graphs::Made)
+}
+
+fn emulator_with(warp: usize, schedule: Schedule, graphs: Graphs) -> Option<Arc<dyn Backend>> {
     let folder = std::path::Path::new(env!("CARGO_TARGET_TMPDIR")).join("kernels");
     let environment = Environment { kernel_cache: Some(folder), ..Environment::read() };
     let emulation = Emulation { warp, schedule, ..Emulation::default() };
-    match GpuBackend::new(&GpuConfig { row: Row::Emu, device: 0, emulation, environment }) {
+    match GpuBackend::new(&GpuConfig { emulation, environment, graphs, ..GpuConfig::of(Row::Emu) }) {
         Ok(backend) => Some(Arc::new(backend)),
         Err(error) if error.to_string().contains("can be opened") => {
             println!("skipped: {error}");
@@ -53,10 +57,10 @@ fn logprobs_agree_at_warp_64() {
     }
 }
 
-/// In odd chunks and in other schedules: the same bits.
+/// In odd chunks, in other schedules, and token by token, which makes graphs of launches: the same bits.
 #[test]
-fn neither_chunks_nor_schedules_change_a_bit() {
-    let Some(backend) = emulator(32, Schedule::Forward) else { return };
+fn neither_chunks_nor_schedules_nor_graphs_change_a_bit() {
+    let Some(backend) = emulator_with(32, Schedule::Forward, Graphs::Off) else { return };
     let Some(reversed) = emulator(32, Schedule::Reverse) else { return };
     for model in models().filter(GoldenModel::covers_something_new) {
         let Some(prompt) = model.golden.prompts.first() else { continue };
@@ -64,5 +68,7 @@ fn neither_chunks_nor_schedules_change_a_bit() {
         let at_once = Runner::new(&model.package(), backend.clone()).logits_of(tokens);
         let in_chunks = Runner::new(&model.package(), reversed.clone()).logits_in_chunks(tokens, &[5, 1, 7]);
         assert!(at_once == in_chunks, "{}", model.name);
+        let one_by_one = Runner::new(&model.package(), reversed.clone()).logits_in_chunks(&tokens[..8], &[1]);
+        assert!(at_once[..8] == one_by_one, "{}", model.name);
     }
 }

@@ -11,8 +11,7 @@ use libloading::Library;
 
 use super::command::Folder;
 use super::vendor::pointer;
-use super::{Address, DeviceInfo, Driver, DriverError, Handle, Result, Shape};
-use crate::arguments::Argument;
+use super::{Address, DeviceInfo, Driver, DriverError, Handle, Launch, Result};
 use crate::config::Emulation;
 
 /// Bytes on both sides of an allocation that nobody may write.
@@ -24,7 +23,7 @@ const FRESH: u8 = 0xff;
 const STREAM: Handle = 1;
 const ERROR_BYTES: usize = 1024;
 
-type Launch = unsafe extern "C" fn(
+type Launcher = unsafe extern "C" fn(
     *const c_uint,
     *const c_uint,
     c_uint,
@@ -48,7 +47,8 @@ struct State {
     blocks: BTreeMap<Address, Block>,
     used_bytes: usize,
     modules: HashMap<Handle, Library>,
-    functions: HashMap<Handle, Launch>,
+    functions: HashMap<Handle, Launcher>,
+    graphs: HashMap<Handle, Vec<Launch>>,
     last_handle: Handle,
 }
 
@@ -243,7 +243,7 @@ impl Driver for Emu {
         let mut state = self.state();
         let library = state.modules.get(&module).ok_or_else(|| failed("function", "no such module"))?;
         // SAFETY: the type that kernels/README.md gives to every exported launcher.
-        let launch = unsafe { library.get::<Launch>(format!("lq_launch_{name}").as_bytes()) };
+        let launch = unsafe { library.get::<Launcher>(format!("lq_launch_{name}").as_bytes()) };
         let launch = *launch.map_err(|e| failed("function", e.to_string()))?;
         state.last_handle += 1;
         let handle = state.last_handle;
@@ -251,16 +251,17 @@ impl Driver for Emu {
         Ok(handle)
     }
 
-    fn launch(&self, function: Handle, shape: Shape, _: Handle, arguments: &[Argument]) -> Result<()> {
-        let launch = self.state().functions.get(&function).copied();
-        let launch = launch.ok_or_else(|| failed("launch", "no such function"))?;
-        let mut pointers: Vec<*mut c_void> = arguments.iter().map(pointer).collect();
+    fn launch(&self, launch: &Launch, _: Handle) -> Result<()> {
+        let launcher = self.state().functions.get(&launch.function).copied();
+        let launcher = launcher.ok_or_else(|| failed("launch", "no such function"))?;
+        let shape = launch.shape;
+        let mut pointers: Vec<*mut c_void> = launch.arguments.iter().map(pointer).collect();
         let mut error = [0 as c_char; ERROR_BYTES];
         let (order, threads) = (self.emulation.schedule.number(), self.emulation.os_threads);
         // SAFETY: callers give each kernel its own arguments (see `kernels.rs`), whose addresses are the device's;
         // its module is loaded, as functions live no longer than `device::Module`.
         let code = unsafe {
-            launch(
+            launcher(
                 shape.grid.as_ptr(),
                 shape.block.as_ptr(),
                 shape.shared_bytes,
@@ -278,6 +279,29 @@ impl Driver for Emu {
         // SAFETY: it ends in NUL, at the latest in its last byte.
         let words = unsafe { CStr::from_ptr(error.as_ptr()) }.to_string_lossy().into_owned();
         Err(DriverError::Call { call: "emu launch".into(), code, words })
+    }
+
+    fn has_graphs(&self) -> bool {
+        true
+    }
+
+    fn graph_create(&self, launches: &[Launch]) -> Result<Handle> {
+        let mut state = self.state();
+        state.last_handle += 1;
+        let handle = state.last_handle;
+        state.graphs.insert(handle, launches.to_vec());
+        Ok(handle)
+    }
+
+    fn graph_launch(&self, graph: Handle, stream: Handle) -> Result<()> {
+        let launches = self.state().graphs.get(&graph).cloned();
+        let launches = launches.ok_or_else(|| failed("graph_launch", "no such graph"))?;
+        launches.iter().try_for_each(|launch| self.launch(launch, stream))
+    }
+
+    fn graph_destroy(&self, graph: Handle) -> Result<()> {
+        let found = self.state().graphs.remove(&graph);
+        found.map(drop).ok_or_else(|| failed("graph_destroy", "no such graph"))
     }
 }
 

@@ -4,7 +4,7 @@
 use std::collections::BTreeMap;
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
-use super::{Address, DeviceInfo, Driver, DriverError, Handle, Result, Shape};
+use super::{Address, DeviceInfo, Driver, DriverError, Handle, Launch, Result};
 use crate::arguments::Argument;
 
 #[derive(Default)]
@@ -18,9 +18,15 @@ pub(crate) struct State {
     pub calls: Vec<&'static str>,
     /// The call to fail, by its number, and how.
     pub fails: Option<(usize, Failure)>,
+    /// The calls to fail, by name.
+    pub fails_named: Option<&'static str>,
     pub retained: usize,
     pub streams: usize,
     pub modules: usize,
+    /// Launches of each graph that is alive.
+    pub graphs: BTreeMap<Handle, usize>,
+    /// Kernels started, be it one by one or in graphs.
+    pub launches: usize,
     pub memory: BTreeMap<Address, Vec<u8>>,
     last: u64,
 }
@@ -34,8 +40,8 @@ pub(crate) enum Failure {
 
 impl State {
     /// What was not given back.
-    pub fn alive(&self) -> [usize; 4] {
-        [self.retained, self.streams, self.modules, self.memory.len()]
+    pub fn alive(&self) -> [usize; 5] {
+        [self.retained, self.streams, self.modules, self.memory.len(), self.graphs.len()]
     }
 
     fn next(&mut self) -> u64 {
@@ -46,6 +52,23 @@ impl State {
     fn block(&mut self, at: Address, bytes: usize) -> &mut [u8] {
         let (start, block) = self.memory.range_mut(..=at).next_back().expect("memory that is alive");
         &mut block[(at - start) as usize..][..bytes]
+    }
+
+    /// Views must lie in memory that is alive.
+    fn check(&mut self, launch: &Launch) {
+        let threads: u32 = launch.shape.block.iter().product();
+        assert!((1..=1024).contains(&threads) && !launch.shape.grid.contains(&0), "{launch:?}");
+        for argument in &launch.arguments {
+            if let Argument::View(view) = argument
+                && view.rows > 0
+                && view.data != 0
+            {
+                let last = u64::from(view.rows - 1) * view.row_stride
+                    + u64::from(view.heads - 1) * view.head_stride
+                    + u64::from(view.len);
+                self.block(view.data, last as usize * 4);
+            }
+        }
     }
 }
 
@@ -58,7 +81,9 @@ impl Fake {
         let mut state = self.state();
         let number = state.calls.len();
         state.calls.push(call);
+        let refused = || Err(DriverError::Call { call: call.into(), code: 1, words: "refused".into() });
         match state.fails {
+            _ if state.fails_named == Some(call) => refused(),
             Some((at, Failure::OutOfMemory)) if at == number => {
                 Err(DriverError::OutOfMemory { call: call.into(), bytes: 77 })
             }
@@ -164,22 +189,32 @@ impl Driver for Fake {
         self.enter("function").map(|_| 6)
     }
 
-    fn launch(&self, _: Handle, shape: Shape, _: Handle, arguments: &[Argument]) -> Result<()> {
+    fn launch(&self, launch: &Launch, _: Handle) -> Result<()> {
         let mut state = self.enter("launch")?;
-        let threads: u32 = shape.block.iter().product();
-        assert!((1..=1024).contains(&threads) && !shape.grid.contains(&0), "{shape:?}");
-        // Views must lie in memory that is alive.
-        for argument in arguments {
-            if let Argument::View(view) = argument
-                && view.rows > 0
-                && view.data != 0
-            {
-                let last = u64::from(view.rows - 1) * view.row_stride
-                    + u64::from(view.heads - 1) * view.head_stride
-                    + u64::from(view.len);
-                state.block(view.data, last as usize * 4);
-            }
-        }
+        state.check(launch);
+        state.launches += 1;
         Ok(())
+    }
+
+    fn has_graphs(&self) -> bool {
+        true
+    }
+
+    fn graph_create(&self, launches: &[Launch]) -> Result<Handle> {
+        let mut state = self.enter("graph_create")?;
+        launches.iter().for_each(|launch| state.check(launch));
+        let handle = state.next();
+        state.graphs.insert(handle, launches.len());
+        Ok(handle)
+    }
+
+    fn graph_launch(&self, graph: Handle, _: Handle) -> Result<()> {
+        let mut state = self.enter("graph_launch")?;
+        state.launches += state.graphs[&graph];
+        Ok(())
+    }
+
+    fn graph_destroy(&self, graph: Handle) -> Result<()> {
+        self.leave("graph_destroy", |state| assert!(state.graphs.remove(&graph).is_some(), "destroyed twice"))
     }
 }

@@ -8,6 +8,7 @@ pub(crate) mod command;
 pub(crate) mod emu;
 #[cfg(test)]
 pub(crate) mod fake;
+mod graph;
 pub(crate) mod rows;
 pub(crate) mod rtc;
 pub(crate) mod vendor;
@@ -81,6 +82,17 @@ pub(crate) struct Shape {
     pub shared_bytes: u32,
 }
 
+/// One start of a kernel.
+#[derive(Clone, Debug, PartialEq)]
+pub(crate) struct Launch {
+    pub function: Handle,
+    /// Its name, for errors.
+    pub kernel: &'static str,
+    pub shape: Shape,
+    /// Those of the kernel, in order and type.
+    pub arguments: Vec<Argument>,
+}
+
 /// The calls of one vendor's library. Work given to a stream runs in order; nothing but `wait` waits for it.
 ///
 /// `bind` comes before any call on a thread. Sizes and addresses are the caller's duty.
@@ -127,8 +139,18 @@ pub(crate) trait Driver: Send + Sync {
 
     fn function(&self, module: Handle, name: &str) -> Result<Handle>;
 
-    /// The arguments must be those of the kernel, in order and type.
-    fn launch(&self, function: Handle, shape: Shape, stream: Handle, arguments: &[Argument]) -> Result<()>;
+    fn launch(&self, launch: &Launch, stream: Handle) -> Result<()>;
+
+    /// Whether the library has graphs; without them the calls below fail.
+    fn has_graphs(&self) -> bool;
+
+    /// These launches one after another, ready to be started with one call, any number of times.
+    fn graph_create(&self, launches: &[Launch]) -> Result<Handle>;
+
+    fn graph_launch(&self, graph: Handle, stream: Handle) -> Result<()>;
+
+    /// It must not run any more.
+    fn graph_destroy(&self, graph: Handle) -> Result<()>;
 }
 
 /// One source file on its way through a compiler.

@@ -8,8 +8,9 @@ use std::ptr::{null, null_mut};
 
 use libloading::Library;
 
+use super::graph::GraphCalls;
 use super::rows::{Row, Style, VendorRow};
-use super::{Address, DeviceInfo, Driver, DriverError, Handle, Result, Shape};
+use super::{Address, DeviceInfo, Driver, DriverError, Handle, Launch, Result};
 use crate::arguments::Argument;
 
 /// Both vendors' code for memory that cannot be had.
@@ -128,6 +129,8 @@ pub(crate) struct Vendor {
     row: &'static VendorRow,
     calls: Calls,
     context: Context,
+    /// `None` where the library is older than they are.
+    graphs: Option<GraphCalls>,
     _library: ManuallyDrop<Library>,
 }
 
@@ -146,7 +149,8 @@ impl Vendor {
         let (library, file) = open_library(row.libraries, row.brings)?;
         let calls = Calls::load(&library, &file, &row.names)?;
         let context = Context::load(&library, &file, row.style)?;
-        let vendor = Self { row, calls, context, _library: library };
+        let graphs = GraphCalls::load(&library, &file, row.style).ok();
+        let vendor = Self { row, calls, context, graphs, _library: library };
         call!(vendor.init(0))?;
         Ok(vendor)
     }
@@ -174,6 +178,11 @@ impl Vendor {
         }
         // SAFETY: a constant string of the library, which stays open.
         unsafe { CStr::from_ptr(text) }.to_string_lossy().into_owned()
+    }
+
+    fn graph_calls(&self) -> Result<&GraphCalls> {
+        let none = || DriverError::NoSymbol { library: self.row.name.into(), symbol: "graphs".into() };
+        self.graphs.as_ref().ok_or_else(none)
     }
 
     fn arch(&self, device: usize) -> Result<String> {
@@ -315,10 +324,27 @@ impl Driver for Vendor {
         Ok(function)
     }
 
-    fn launch(&self, function: Handle, shape: Shape, stream: Handle, arguments: &[Argument]) -> Result<()> {
-        let mut pointers: Vec<*mut c_void> = arguments.iter().map(pointer).collect();
-        let ([gx, gy, gz], [bx, by, bz], shared) = (shape.grid, shape.block, shape.shared_bytes);
+    fn launch(&self, launch: &Launch, stream: Handle) -> Result<()> {
+        let mut pointers: Vec<*mut c_void> = launch.arguments.iter().map(pointer).collect();
+        let ([gx, gy, gz], [bx, by, bz]) = (launch.shape.grid, launch.shape.block);
+        let (function, shared) = (launch.function, launch.shape.shared_bytes);
         call!(self.launch(function, gx, gy, gz, bx, by, bz, shared, stream, pointers.as_mut_ptr(), null_mut()))
+    }
+
+    fn has_graphs(&self) -> bool {
+        self.graphs.is_some()
+    }
+
+    fn graph_create(&self, launches: &[Launch]) -> Result<Handle> {
+        self.graph_calls()?.create(launches, &|call, code| self.check(call, code))
+    }
+
+    fn graph_launch(&self, graph: Handle, stream: Handle) -> Result<()> {
+        self.graph_calls()?.launch(graph, stream, &|call, code| self.check(call, code))
+    }
+
+    fn graph_destroy(&self, graph: Handle) -> Result<()> {
+        self.graph_calls()?.destroy(graph, &|call, code| self.check(call, code))
     }
 }
 
