@@ -3,7 +3,7 @@
 #pragma once
 #include "portable.h"
 
-enum LqFormat : u32 { LQ_F32, LQ_F16, LQ_BF16, LQ_FP8, LQ_Q8_0, LQ_Q4_K, LQ_Q6_K };
+enum LqFormat : u32 { LQ_F32, LQ_F16, LQ_BF16, LQ_FP8, LQ_Q8_0, LQ_Q4_K, LQ_Q6_K, LQ_CODES };
 
 LQ_DEV u64 lq_chunks(const LqMatrix& m) {
     return (m.cols + 7) / 8;
@@ -87,7 +87,39 @@ struct LqQ8Weights {
     }
 };
 
-/// value = d scale q - dmin min, scale and min of 6 bits for 32 values (ggml's block_q4_K).
+/// Integers of 4 bits (and 2 more) are stored for fragments of matrix units: README.md, "Order of the K formats". Chunk c
+/// is half of the word of one lane and half of that of the next.
+struct LqChunkWords {
+    u64 first;  // number of the word of its first 4 values; that of the others is 4 more
+    u32 halves; // 0: the first half of the slots, 1: the second
+};
+
+LQ_DEV LqChunkWords lq_chunk_words(u64 row_chunks, u32 c) {
+    return {row_chunks + c / 16 * 16 + c % 2 * 8 + c / 4 % 4, c % 4 / 2};
+}
+
+/// Slot j of a word of 4-bit integers, and of one of 2-bit ones.
+LQ_DEV u32 lq_slot_of_4(u32 word, u32 j) {
+    return word >> (j % 2 * 16 + j / 2 * 4) & 15;
+}
+LQ_DEV u32 lq_slot_of_2(u32 word, u32 j) {
+    return word >> (j % 2 * 8 + j / 2 * 2) & 3;
+}
+
+struct LqScaleMin {
+    float step, below;
+};
+
+/// Group g of 8 of a block of Q4_K (ggml's block_q4_K): d scale and dmin min, from d, dmin and 12 bytes of 6-bit numbers.
+LQ_DEV LqScaleMin lq_q4k_scale(const LqU4& head, u32 g) {
+    u32 shift = g % 4 * 8, a = head.v[1] >> shift, b = head.v[2] >> shift, n = head.v[3] >> shift;
+    u32 scale = g < 4 ? a & 63 : (n & 15) | (a & 0xc0) >> 2;
+    u32 min = g < 4 ? b & 63 : (n >> 4 & 15) | (b & 0xc0) >> 2;
+    return {lq_f16_to_float((u16)(head.v[0] & 0xffff)) * (float)scale,
+            lq_f16_to_float((u16)(head.v[0] >> 16)) * (float)min};
+}
+
+/// value = d scale q - dmin min, scale and min of 6 bits for 32 values.
 struct LqQ4KWeights {
     const u8* quants;
     const u8* heads;
@@ -96,17 +128,16 @@ struct LqQ4KWeights {
         return {m.planes[0], m.planes[1], lq_chunks(m)};
     }
     LQ_DEV void chunk(const LqQ4KWeights& self, u32 row, u32 c, float (&w)[8]) {
-        u64 at = row * self.chunks + c;
-        u32 quants = lq_load<u32>(self.quants, at);
-        LqU4 head = lq_load<LqU4>(self.heads, at / 32); // d and dmin, then 12 bytes of scales
-        u32 group = c % 32 / 4, shift = group % 4 * 8;
-        u32 a = head.v[1] >> shift, b = head.v[2] >> shift, n = head.v[3] >> shift;
-        u32 scale = group < 4 ? a & 63 : (n & 15) | (a & 0xc0) >> 2;
-        u32 min = group < 4 ? b & 63 : (n >> 4 & 15) | (b & 0xc0) >> 2;
-        float step = lq_f16_to_float((u16)(head.v[0] & 0xffff)) * (float)scale;
-        float below = lq_f16_to_float((u16)(head.v[0] >> 16)) * (float)min;
+        LqChunkWords words = lq_chunk_words(row * self.chunks, c);
+        u32 low = lq_load<u32>(self.quants, words.first), high = lq_load<u32>(self.quants, words.first + 4);
+        LqU4 head = lq_load<LqU4>(self.heads, (row * self.chunks + c) / 32);
+        LqScaleMin scale = lq_q4k_scale(head, c % 32 / 4);
+        low >>= words.halves * 8, high >>= words.halves * 8;
 #pragma unroll
-        for (int i = 0; i < 8; i++) w[i] = step * (float)(quants >> (4 * i) & 15) - below;
+        for (int i = 0; i < 4; i++) {
+            w[i] = scale.step * (float)lq_slot_of_4(low, i) - scale.below;
+            w[4 + i] = scale.step * (float)lq_slot_of_4(high, i) - scale.below;
+        }
     }
 };
 
@@ -122,13 +153,34 @@ struct LqQ6KWeights {
     }
     LQ_DEV void chunk(const LqQ6KWeights& self, u32 row, u32 c, float (&w)[8]) {
         u64 at = row * self.chunks + c;
-        u32 low = lq_load<u32>(self.low, at), high = lq_load<u16>(self.high, at);
+        LqChunkWords words = lq_chunk_words(row * self.chunks, c);
         float step = lq_f16_to_float(lq_load<u16>(self.d, at / 32)) * (float)lq_load<i8>(self.scales, at / 2);
 #pragma unroll
         for (int i = 0; i < 8; i++) {
-            u32 q = (low >> (4 * i) & 15) | (high >> (2 * i) & 3) << 4;
+            u64 word = words.first + i / 4 * 4;
+            u32 four = lq_load<u32>(self.low, word) >> (words.halves * 8);
+            u32 two = lq_load<u16>(self.high, word) >> (words.halves * 4);
+            u32 q = lq_slot_of_4(four, i % 4) | lq_slot_of_2(two, i % 4) << 4;
             w[i] = step * (float)((int)q - 32);
         }
+    }
+};
+
+/// value = scale code - minimum, both f32 for each group of 16 or 32 values: whatever the other formats cannot hold.
+struct LqCodesWeights {
+    const u8* codes;
+    const u8* scales;
+    u64 chunks, groups;
+    u32 group_chunks;
+    LQ_DEV LqCodesWeights of(const LqMatrix& m) {
+        return {m.planes[0], m.planes[1], lq_chunks(m), m.cols / m.cols_per_scale, m.cols_per_scale / 8};
+    }
+    LQ_DEV void chunk(const LqCodesWeights& self, u32 row, u32 c, float (&w)[8]) {
+        LqU2 bytes = lq_load<LqU2>(self.codes, row * self.chunks + c);
+        LqU2 scale = lq_load<LqU2>(self.scales, row * self.groups + c / self.group_chunks);
+        float step = lq_float_of_bits(scale.v[0]), below = lq_float_of_bits(scale.v[1]);
+#pragma unroll
+        for (int i = 0; i < 8; i++) w[i] = step * (float)(i8)(bytes.v[i / 4] >> (i % 4 * 8) & 255) - below;
     }
 };
 
@@ -143,5 +195,6 @@ LQ_DEV void lq_with_format(u32 format, const Act& act) {
     case LQ_Q8_0: return act(LqQ8Weights());
     case LQ_Q4_K: return act(LqQ4KWeights());
     case LQ_Q6_K: return act(LqQ6KWeights());
+    case LQ_CODES: return act(LqCodesWeights());
     }
 }

@@ -1,5 +1,6 @@
 // All kernels of Lingqu as one module. README.md is the contract with the host.
 #include "rows.h"
 #include "route.h"
+#include "sample.h"
 #include "weights.h"
 #include "attention.h"

@@ -110,7 +110,9 @@ struct Rows {
 
 // ---- weights ----
 
-static const char* FORMATS[] = {"F32", "F16", "BF16", "FP8", "Q8_0", "Q4_K", "Q6_K"};
+static const char* FORMATS[] = {"F32", "F16", "BF16", "FP8", "Q8_0", "Q4_K", "Q6_K", "codes"};
+
+static u32 parts(u32 count, u32 size) { return (count + size - 1) / size; }
 
 struct Weights {
     std::vector<u8> planes[4];
@@ -123,9 +125,9 @@ static u16 random_half() { return u16(0x1800 + below(0x1400) + (below(2) << 15))
 
 Weights::Weights(u32 format, u32 rows, u32 cols) : values(size_t(rows) * cols) {
     u64 padded = (cols + 7) / 8 * 8, n = rows * padded;
-    u32 rows_per_scale = 24, cols_per_scale = 16, scale_cols = (cols + 15) / 16;
-    u64 sizes[7][4] = {{n * 4}, {n * 2}, {n * 2}, {n, (rows + 23) / 24 * u64(scale_cols) * 4}, {n, n / 32 * 2},
-                       {n / 2, n / 256 * 16}, {n / 2, n / 4, n / 16, n / 256 * 2}};
+    u32 rows_per_scale = 24, cols_per_scale = below(2) ? 16 : 32, scale_cols = parts(cols, cols_per_scale);
+    u64 sizes[8][4] = {{n * 4}, {n * 2}, {n * 2}, {n, (rows + 23) / 24 * u64(scale_cols) * 4}, {n, n / 32 * 2},
+                       {n / 2, n / 256 * 16}, {n / 2, n / 4, n / 16, n / 256 * 2}, {n, n / cols_per_scale * 8}};
     for (int i = 0; i < 4; i++) {
         planes[i].resize(sizes[format][i]);
         for (u8& byte : planes[i]) byte = u8(random_bits());
@@ -134,8 +136,12 @@ Weights::Weights(u32 format, u32 rows, u32 cols) : values(size_t(rows) * cols) {
     auto half = [&](int plane, u64 i) { return lq_f16_to_float(*halves(plane, i)); };
     for (u64 i = 0; i < n; i++) {
         u64 row = i / padded, col = i % padded;
-        u8* low = &planes[0][format == LQ_Q4_K || format == LQ_Q6_K ? i / 2 : i];
-        int nibble = i % 2 ? *low >> 4 : *low & 15;
+        // Where the K formats have value i: README.md, "Order of the K formats".
+        bool k = format == LQ_Q4_K || format == LQ_Q6_K;
+        u64 word = i / 128 * 16 + i % 16 / 4 * 4 + i % 128 / 32;
+        u32 slot = i % 4 + i % 32 / 16 * 4, at_4 = slot % 2 * 4 + slot / 2, at_2 = slot % 2 * 4 + slot / 2;
+        u8* low = &planes[0][k ? word * 4 + at_4 / 2 : i];
+        int nibble = *low >> (at_4 % 2 * 4) & 15;
         float value = col < cols ? unit() : 0.0f;
         if (format == LQ_F32) memcpy(&planes[0][i * 4], &value, 4);
         if (format == LQ_F16) *halves(0, i) = lq_float_to_f16(value), value = half(0, i);
@@ -166,8 +172,15 @@ Weights::Weights(u32 format, u32 rows, u32 cols) : values(size_t(rows) * cols) {
         }
         if (format == LQ_Q6_K) {
             if (i % 256 == 0) *halves(3, i / 256) = random_half();
-            int q = nibble | (planes[1][i / 4] >> (i % 4 * 2) & 3) << 4;
+            int q = nibble | (planes[1][word * 2 + at_2 / 4] >> (at_2 % 4 * 2) & 3) << 4;
             value = half(3, i / 256) * float(i8(planes[2][i / 16])) * float(q - 32);
+        }
+        if (format == LQ_CODES) {
+            float scale[2] = {0.001f * float(1 + i / cols_per_scale % 7), unit() * 0.01f};
+            u8* held = &planes[1][i / cols_per_scale * 8];
+            if (i % cols_per_scale == 0) memcpy(held, scale, 8);
+            memcpy(scale, held, 8);
+            value = scale[0] * float(i8(*low)) - scale[1];
         }
         if (col < cols) values[row * cols + col] = value;
     }
@@ -206,9 +219,8 @@ static const GateUpKernel GATE_UP[] = {gate_up_r1, gate_up_r4, gate_up_r8};
 
 static u32 random_cols(u32 format) {
     const u32 odd[] = {1, 7, 33, 130, 259, 4100};
-    return format <= LQ_FP8 ? odd[below(6)] : format == LQ_Q8_0 ? 32 * (1 + below(9)) : 256 * (1 + below(17));
+    return format <= LQ_FP8 ? odd[below(6)] : format == LQ_Q8_0 || format == LQ_CODES ? 32 * (1 + below(9)) : 256 * (1 + below(17));
 }
-static u32 parts(u32 count, u32 size) { return (count + size - 1) / size; }
 
 static void check_linear(u32 format, u32 rows, u32 heads) {
     u32 cols = random_cols(format), outputs = 1 + below(40);
@@ -416,11 +428,11 @@ int main() {
             check_top_logits(1 + below(3), vocabulary, 1 + below(std::min(64u, vocabulary)), kind);
         }
     }
-    for (u32 format = 0; format < 7; format++) {
+    for (u32 format = 0; format < 8; format++) {
         for (u32 rows : {1, 3, 9, 17}) check_linear(format, rows, 1);
         check_linear(format, 5, 3);
         check_experts(format, format, LQ_F16);
-        check_experts(format, (format + 3) % 7, format);
+        check_experts(format, (format + 3) % 8, format);
     }
     check_attention(false, 1, 16, 33, {5, 1, 40}, 40);
     check_attention(false, 4, 65, 64, {300, 12, 270}, 9);

@@ -115,14 +115,25 @@ fn nibbles(bytes: &[u8], mut take: impl FnMut(usize, u8)) {
     }
 }
 
-/// Integers of 4 bits, two to a byte, the earlier one low.
-fn push_nibbles(out: &mut Vec<u8>, q: &[u8; 256]) {
-    out.extend(q.as_chunks::<2>().0.iter().map(|[low, high]| low & 15 | high << 4));
+/// The 32 words of a block of 256 integers, 8 slots each, in the order of `kernels/README.md`, "Order of the K formats":
+/// what one lane of a matrix unit takes of 32 values, and the words of 128 values side by side.
+fn k_words(q: &[u8; 256]) -> impl Iterator<Item = [u8; 8]> {
+    (0..32).map(|word| {
+        let (tile, lane, block) = (word / 16, word % 16 / 4, word % 4);
+        std::array::from_fn(|slot| q[tile * 128 + block * 32 + slot / 4 * 16 + lane * 4 + slot % 4])
+    })
 }
 
-/// Bits 4 and 5 of integers, four to a byte, the earliest lowest.
+/// The low 4 bits of integers: of a word the even slots, then the odd ones.
+fn push_nibbles(out: &mut Vec<u8>, q: &[u8; 256]) {
+    let word = |slots: [u8; 8]| (0..8).fold(0, |word, j| word | u32::from(slots[j] & 15) << (j % 2 * 16 + j / 2 * 4));
+    out.extend(k_words(q).flat_map(|slots| word(slots).to_le_bytes()));
+}
+
+/// Bits 4 and 5 of integers, in the same order.
 fn push_high_bits(out: &mut Vec<u8>, q: &[u8; 256]) {
-    out.extend(q.as_chunks::<4>().0.iter().map(|[a, b, c, d]| a >> 4 | b >> 4 << 2 | c >> 4 << 4 | d >> 4 << 6));
+    let word = |slots: [u8; 8]| (0..8).fold(0, |word, j| word | u16::from(slots[j] >> 4) << (j % 2 * 8 + j / 2 * 2));
+    out.extend(k_words(q).flat_map(|slots| word(slots).to_le_bytes()));
 }
 
 fn q4_k<'a>(tensor: &HostTensor) -> Packed<'a> {
@@ -235,7 +246,10 @@ mod tests {
         let half_at = |plane: &[u8], i: usize| [plane[2 * i], plane[2 * i + 1]];
         let word = |plane: &[u8], i: usize| [plane[4 * i], plane[4 * i + 1], plane[4 * i + 2], plane[4 * i + 3]];
         let f16_at = |plane: &[u8], i: usize| f16::from_le_bytes(half_at(plane, i)).to_f32();
-        let nibble = || (u32::from_le_bytes(word(a, (row * cols + col) / 8)) >> (4 * (col % 8)) & 15) as f32;
+        // Of the K formats: the word that holds the value, and its slot there.
+        let k_word = (row * cols + col / 128 * 128) / 8 + col % 16 / 4 * 4 + col % 128 / 32;
+        let slot = col % 4 + col % 32 / 16 * 4;
+        let nibble = || (u32::from_le_bytes(word(a, k_word)) >> (slot % 2 * 16 + slot / 2 * 4) & 15) as f32;
         match packed.layout {
             Layout::F32 => f32::from_le_bytes(word(a, row * wide + col)),
             Layout::F16 => f16_at(a, row * wide + col),
@@ -253,7 +267,7 @@ mod tests {
                 f16_at(b, block * 8) * f32::from(scale) * nibble() - f16_at(b, block * 8 + 1) * f32::from(min)
             }
             Layout::Q6K => {
-                let high = u16::from_le_bytes(half_at(b, (row * cols + col) / 8)) >> (2 * (col % 8)) & 3;
+                let high = u16::from_le_bytes(half_at(b, k_word)) >> (slot % 2 * 8 + slot / 2 * 2) & 3;
                 let scale = f32::from(c[(row * cols + col) / 16] as i8);
                 f16_at(d, (row * cols + col) / 256) * scale * (nibble() + f32::from(high) * 16.0 - 32.0)
             }
