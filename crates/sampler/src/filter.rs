@@ -15,8 +15,24 @@ pub(crate) struct Candidate {
 }
 
 /// Likelier first, then the lower id.
-fn by_weight(a: &Candidate, b: &Candidate) -> Ordering {
+pub(crate) fn by_weight(a: &Candidate, b: &Candidate) -> Ordering {
     b.weight.partial_cmp(&a.weight).unwrap_or(Ordering::Equal).then(a.token.cmp(&b.token))
+}
+
+/// The weight of a logit; `max` is the largest logit, temperature is above 0.
+pub(crate) fn weight(logit: f32, max: f32, temperature: f32) -> f64 {
+    exp_nonpositive((f64::from(logit) - f64::from(max)) / f64::from(temperature))
+}
+
+/// Whether the filters of `params` need the candidates sorted.
+pub(crate) fn sorts(params: &SamplingParams, vocab: usize) -> bool {
+    let top_k = params.top_k as usize;
+    (top_k > 0 && top_k < vocab) || params.top_p < 1.0
+}
+
+/// The weight below which a token is dropped whatever else holds; 0 is a token that cannot come.
+pub(crate) fn least_weight(params: &SamplingParams) -> f64 {
+    f64::from(params.min_p).max(f64::MIN_POSITIVE)
 }
 
 /// Leaves in `candidates` the tokens that the filters of `params` leave, in the order in which [`draw`] walks them:
@@ -24,23 +40,23 @@ fn by_weight(a: &Candidate, b: &Candidate) -> Ordering {
 ///
 /// The definitions are Hugging Face's: top_p acts on what top_k leaves, taken to sum to one.
 pub(crate) fn filter(logits: &[f32], max: f32, params: &SamplingParams, candidates: &mut Vec<Candidate>) {
-    let max = f64::from(max);
-    let temperature = f64::from(params.temperature);
-    // Weights below this are dropped by min_p whatever else holds, and 0 is a token that cannot come.
-    let least = f64::from(params.min_p).max(f64::MIN_POSITIVE);
-    let top_k = params.top_k as usize;
-    let sorts = (top_k > 0 && top_k < logits.len()) || params.top_p < 1.0;
     candidates.clear();
+    // Where top_p counts, it must see what min_p will drop.
+    let least = if sorts(params, logits.len()) { f64::MIN_POSITIVE } else { least_weight(params) };
     for (token, &logit) in logits.iter().enumerate() {
-        let weight = exp_nonpositive((f64::from(logit) - max) / temperature);
-        // Where top_p counts, it must see what min_p will drop.
-        if weight >= if sorts { f64::MIN_POSITIVE } else { least } {
+        let weight = weight(logit, max, params.temperature);
+        if weight >= least {
             candidates.push(Candidate { token: token as TokenId, weight });
         }
     }
-    if !sorts {
-        return;
+    if sorts(params, logits.len()) {
+        narrow(params, candidates);
     }
+}
+
+/// The part of [`filter`] that sorts. `candidates` are all tokens that can come, or all that top_k leaves of them.
+pub(crate) fn narrow(params: &SamplingParams, candidates: &mut Vec<Candidate>) {
+    let top_k = params.top_k as usize;
     if top_k > 0 && top_k < candidates.len() {
         candidates.select_nth_unstable_by(top_k - 1, by_weight);
         candidates.truncate(top_k);
@@ -51,7 +67,12 @@ pub(crate) fn filter(logits: &[f32], max: f32, params: &SamplingParams, candidat
     } else {
         candidates.sort_unstable_by(by_weight);
     }
-    // Sorted: what min_p drops is at the end.
+    drop_unlikely(params, candidates);
+}
+
+/// Drops what min_p drops. `candidates` are sorted, so it is at their end.
+pub(crate) fn drop_unlikely(params: &SamplingParams, candidates: &mut Vec<Candidate>) {
+    let least = least_weight(params);
     let kept = candidates.partition_point(|c| c.weight >= least);
     candidates.truncate(kept.max(1));
 }

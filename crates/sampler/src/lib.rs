@@ -4,7 +4,8 @@
 //! tokens so far, the seed and the output index: the same everywhere, in any batch, on any machine (the exponential is
 //! our own, [`exp`], because system libraries differ in the last bit). So a reply can be replayed.
 //!
-//! Start with [`Sampler::sample`]. [`LogProbs`] reads log-probabilities off unchanged logits.
+//! Start with [`Sampler::sample`]; [`Sampler::sample_top`] draws the same token from the largest logits of a row, where
+//! a device has found them, or says that it must see the whole row. [`LogProbs`] reads log-probabilities off unchanged logits.
 
 #![forbid(unsafe_code)]
 
@@ -13,10 +14,12 @@ mod filter;
 mod logprobs;
 mod mask;
 mod sampler;
+mod top;
 
 pub use logprobs::{LogProbs, logprob, top_logprobs};
 pub use mask::TokenMask;
 pub use sampler::{Draw, Sampled, Sampler};
+pub use top::{TOP_MAX, Top, top_wanted};
 
 use lingqu_types::TokenId;
 

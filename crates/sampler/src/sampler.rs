@@ -8,6 +8,7 @@ use crate::SamplerError;
 use crate::filter::{Candidate, draw, filter, uniform};
 use crate::logprobs::{LogProbs, check};
 use crate::mask::TokenMask;
+use crate::top::Top;
 
 /// Draws the tokens of one request. Holds its parameters, the counts of its tokens where a penalty needs them, and
 /// buffers that are kept from token to token.
@@ -16,11 +17,11 @@ use crate::mask::TokenMask;
 /// temperature, top_k, top_p, min_p, draw.
 #[derive(Clone, Debug)]
 pub struct Sampler {
-    params: SamplingParams,
-    seed: u64,
+    pub(crate) params: SamplingParams,
+    pub(crate) seed: u64,
     /// Tokens seen so far and how often each was generated (0: in the prompt alone). Empty if no penalty is on.
-    seen: HashMap<TokenId, u32>,
-    candidates: Vec<Candidate>,
+    pub(crate) seen: HashMap<TokenId, u32>,
+    pub(crate) candidates: Vec<Candidate>,
 }
 
 /// What one draw is to do.
@@ -82,12 +83,7 @@ impl Sampler {
             mask.apply(logits);
         }
         let untouched = own.map(|log_sum| (log_sum, OwnLogits::before_changes(self, logits)));
-        self.apply_penalties(logits);
-        for &(token, bias) in &self.params.logit_bias {
-            if let Some(logit) = logits.get_mut(token as usize) {
-                *logit += bias;
-            }
-        }
+        self.change(logits);
         let max = check(logits)?;
         let token = if self.params.temperature == 0.0 {
             let position = logits.iter().position(|&l| l == max).expect("max is one of them");
@@ -101,18 +97,41 @@ impl Sampler {
         Ok(Sampled { token, logprob })
     }
 
-    /// Repetition: CTRL paper, section 4.1, on prompt and output. Frequency and presence: OpenAI's, on output alone.
-    fn apply_penalties(&self, logits: &mut [f32]) {
-        let p = &self.params;
+    /// Draws as [`Sampler::sample`] does, from the largest logits of a row alone; `None`, with nothing counted, where
+    /// they do not decide what the whole row would give.
+    pub fn sample_top(&mut self, top: Top<'_>, how: Draw<'_>) -> Option<Sampled> {
+        if how.report_logprob || how.allowed.is_some() {
+            return None;
+        }
+        let token = self.decide(top, how.output_index)?;
+        self.record(token);
+        Some(Sampled { token, logprob: None })
+    }
+
+    /// Penalties and biases.
+    fn change(&self, logits: &mut [f32]) {
         for (&token, &count) in &self.seen {
-            let Some(logit) = logits.get_mut(token as usize) else { continue };
-            if p.repetition_penalty != 1.0 {
-                *logit = if *logit > 0.0 { *logit / p.repetition_penalty } else { *logit * p.repetition_penalty };
-            }
-            if count > 0 {
-                *logit -= p.frequency_penalty * count as f32 + p.presence_penalty;
+            if let Some(logit) = logits.get_mut(token as usize) {
+                *logit = self.penalised(*logit, count);
             }
         }
+        for &(token, bias) in &self.params.logit_bias {
+            if let Some(logit) = logits.get_mut(token as usize) {
+                *logit += bias;
+            }
+        }
+    }
+
+    /// Repetition: CTRL paper, section 4.1, on prompt and output. Frequency and presence: OpenAI's, on output alone.
+    pub(crate) fn penalised(&self, mut logit: f32, count: u32) -> f32 {
+        let p = &self.params;
+        if p.repetition_penalty != 1.0 {
+            logit = if logit > 0.0 { logit / p.repetition_penalty } else { logit * p.repetition_penalty };
+        }
+        if count > 0 {
+            logit -= p.frequency_penalty * count as f32 + p.presence_penalty;
+        }
+        logit
     }
 }
 
