@@ -1,0 +1,1 @@
+"""Parts of compare_peers.py: contenders (measure), the machine and its limits (machine), the report (report)."""

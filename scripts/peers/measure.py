@@ -1,0 +1,165 @@
+"""Contenders: how each is asked to do a job, and what its answer says.
+
+A job is one process. Its figures, by name: `prefill`, `decode N` (N streams, all together) and `decode at context` in
+tokens/s, `first token` in seconds from the start of the process to its end, `peak` in bytes, and what the contender
+says of itself (`build`).
+"""
+
+import json
+import os
+import subprocess
+import tempfile
+import threading
+import time
+
+JOBS = ["speed", "streams", "start", "context"]
+STREAM_PROMPT = 32  # tokens of each of several streams: what is measured comes after them
+
+
+class Failed(Exception):
+    """The process did not answer as expected."""
+
+
+def run(command, timeout_s, libraries=None):
+    """(output, seconds, peak memory in bytes) of a process; `libraries`: where its shared libraries are."""
+    environment = dict(os.environ)
+    if libraries:
+        environment["LD_LIBRARY_PATH"] = str(libraries)
+    with tempfile.TemporaryFile() as out, tempfile.TemporaryFile() as err:
+        start = time.monotonic()
+        try:
+            process = subprocess.Popen([str(part) for part in command], stdout=out, stderr=err, env=environment)
+        except OSError as error:
+            raise Failed(str(error)) from error
+        timer = threading.Timer(timeout_s, process.kill)
+        timer.start()
+        _, status, usage = os.wait4(process.pid, 0)
+        seconds = time.monotonic() - start
+        timer.cancel()
+        process.returncode = os.waitstatus_to_exitcode(status)
+        out.seek(0)
+        err.seek(0)
+        if process.returncode != 0:
+            last = " / ".join(err.read().decode(errors="replace").strip().splitlines()[-3:])
+            raise Failed(f"exit {process.returncode} after {seconds:.0f} s: {last}")
+        return out.read().decode(errors="replace"), seconds, usage.ru_maxrss * 1024
+
+
+def parsed(text, what):
+    try:
+        return json.loads(text)
+    except ValueError as error:
+        raise Failed(f"{what} did not print JSON: {text[:200]!r}") from error
+
+
+class Lingqu:
+    """`lingqu bench`, and `lingqu generate` for the first token."""
+
+    def __init__(self, name, binary):
+        self.name, self.binary = name, binary
+
+    def command(self, command, path, args):
+        return [self.binary, command, "--model", path, "--backend", "cpu", "--threads", args.threads]
+
+    def run(self, job, path, args):
+        if job == "start":
+            command = self.command("generate", path, args) + ["--prompt", "the", "--max-tokens", 1]
+            _, seconds, peak = run([*command, "--temperature", 0, "--max-context", 512], args.timeout)
+            return {"first token": seconds, "peak": peak}
+        shape = {
+            "speed": ["--prompt", args.prompt, "--gen", args.generate, "--batch", 1],
+            "streams": ["--prompt", STREAM_PROMPT, "--gen", args.stream_generate,
+                        "--batch", ",".join(map(str, args.streams))],
+            "context": ["--prompt", min(args.prompt, args.context), "--gen", args.stream_generate, "--batch", 1,
+                        "--context", args.context],
+        }[job]  # fmt: skip
+        command = self.command("bench", path, args) + shape + ["--repeat", 1, "--json"]
+        out, _, _ = run(command, args.timeout)
+        answer = parsed(out, "lingqu bench")
+        peak = answer["peak_memory_bytes"]
+        figures = {} if peak is None else {"peak": peak}
+        for row in answer["results"]:
+            name = f"decode {row['batch']}"
+            if job == "context":
+                if row["context_tokens"] != args.context:
+                    continue
+                name = "decode at context"
+            elif job == "speed":
+                figures["prefill"] = row["prefill_tokens_per_s"]["median"]
+            figures[name] = row["decode_tokens_per_s"]["median"]
+            figures[f"bytes of {name}"] = row["expected_bytes_per_step"]
+        return figures
+
+    def version(self):
+        return run([self.binary, "--version"], 60)[0].strip()
+
+
+class Llama:
+    """llama-bench and llama-batched-bench of llama.cpp, in one configuration."""
+
+    no_warmup = ["--no-warmup"]
+    repack_off = (["--repack", 0], ["--no-repack"])  # what the argument `norepack` stands for in each program
+
+    def __init__(self, name, folder, extra):
+        self.name, self.folder, self.extra = name, folder, extra
+
+    def arguments(self, program):
+        return [
+            part
+            for extra in self.extra
+            for part in (self.repack_off[program == "llama-batched-bench"] if extra == "norepack" else [extra])
+        ]
+
+    def program(self, program, path, args):
+        return [self.folder / program, "-m", path, "-t", args.threads, *self.arguments(program)]
+
+    def at_context(self, args):
+        return ["-p", 0, "-n", args.stream_generate, "-d", args.context]
+
+    def bench(self, path, args, shape):
+        command = self.program("llama-bench", path, args) + shape + ["-r", 1, "-o", "json"]
+        out, seconds, peak = run(command, args.timeout, self.folder)
+        # ik_llama.cpp prints remarks on the same channel.
+        return parsed(out[max(out.find("[\n"), 0) :], self.name), seconds, peak
+
+    def run(self, job, path, args):
+        if job == "streams":
+            return self.streams(path, args)
+        if job == "start":
+            _, seconds, peak = self.bench(path, args, ["-p", 1, "-n", 0, *self.no_warmup])
+            return {"first token": seconds, "peak": peak}
+        shape = self.at_context(args) if job == "context" else ["-p", args.prompt, "-n", args.generate]
+        tests, _, peak = self.bench(path, args, shape)
+        figures = {"peak": peak}
+        for test in tests:
+            name = "decode at context" if job == "context" else "decode 1" if test["n_gen"] else "prefill"
+            figures[name] = test["avg_ts"]
+        return figures
+
+    def streams(self, path, args):
+        context = max(args.streams) * (STREAM_PROMPT + args.stream_generate)
+        command = self.program("llama-batched-bench", path, args) + ["-c", context, "-b", 2048, "-ub", 512]
+        command += ["-npp", STREAM_PROMPT, "-ntg", args.stream_generate, "-npl", ",".join(map(str, args.streams))]
+        out, _, peak = run(command, args.timeout, self.folder)
+        figures = {"peak": peak}
+        for line in out.splitlines():  # | PP | TG | B | N_KV | T_PP | S_PP | T_TG | S_TG | ...
+            cells = [cell.strip() for cell in line.split("|")[1:-1]]
+            if len(cells) == 10 and cells[2].isdigit():
+                figures[f"decode {cells[2]}"] = float(cells[7])
+        if len(figures) == 1:
+            raise Failed(f"{self.name}: no table from llama-batched-bench: {out[-200:]!r}")
+        return figures
+
+    def version(self):
+        """Of the sources, where the build knows it."""
+        name = self.folder / "VERSION"
+        return name.read_text().strip() if name.exists() else "unknown version"
+
+
+class IkLlama(Llama):
+    """ik_llama.cpp: the same programs, of an older line, with arguments of their own."""
+
+    no_warmup = ["-w", 0]
+
+    def at_context(self, args):
+        return ["-p", 0, "-n", 0, "-gp", f"{args.context},{args.stream_generate}"]
