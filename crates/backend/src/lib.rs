@@ -5,7 +5,7 @@
 //! routed experts wherever they live, and [`conformance`] the suite that every backend must pass.
 //!
 //! # Contract
-//! - Ops may run asynchronously in call order; only [`Backend::read`] and [`Backend::read_routing`] wait.
+//! - Ops may run asynchronously in call order; only those that bring values to the host wait.
 //! - **Reproducible:** the result for a row depends on that row (and its sequence's cache) alone: never on the other
 //!   rows of the batch, on how many rows there are, or on the number of threads. Bit for bit.
 //! - Shapes are the caller's duty: a wrong shape is a bug of ours and panics. What the world can cause (out of
@@ -17,7 +17,10 @@ pub mod buffer;
 pub mod conformance;
 pub mod exchange;
 pub mod ops;
+pub mod top;
 pub mod weights;
+
+use std::ops::Range;
 
 use lingqu_tensor::{Format, HostTensor, TensorError};
 use lingqu_types::{Batch, BlockId};
@@ -26,6 +29,7 @@ use thiserror::Error;
 pub use buffer::{Buffer, KvStore, Routing, Step, View, ViewMut};
 pub use exchange::{Exchange, LocalExchange, OffloadExchange, OffloadSizes, PendingExperts};
 pub use ops::{AttentionSpec, GroupScore, HostRouting, KvEntry, KvSpec, RopePairing, RouteGroups, RouteSpec, Scoring};
+pub use top::{TOP_LOGITS_MAX, TopLogits};
 pub use weights::{ExpertWeights, FfnSource, FfnWeights, LinearSource, Weight};
 
 /// What the world, not our own code, can make fail.
@@ -82,6 +86,24 @@ pub trait Backend: Send + Sync {
 
     /// Copies the rows in use to the host as f32: `out` is `[rows, heads * len]`. Waits for the device.
     fn read(&self, x: View<'_>, out: &mut [f32]) -> Result<()>;
+
+    /// [`Backend::read`] of some of the rows in use: `out` is `[rows.len(), heads * len]`.
+    fn read_rows(&self, x: View<'_>, rows: Range<usize>, out: &mut [f32]) -> Result<()> {
+        let width = x.width();
+        let mut all = vec![0.0; x.rows() * width];
+        self.read(x, &mut all)?;
+        out.copy_from_slice(&all[rows.start * width..rows.end * width]);
+        Ok(())
+    }
+
+    /// The `k` largest values of each row in use and a sum over all of them, with a scale for each row. `x` is flat;
+    /// `k` is 1 to [`TOP_LOGITS_MAX`] and at most its columns. Waits for the device. For devices whose memory is far:
+    /// with [`Capabilities::host_memory`], `read` costs no more.
+    fn top_logits(&self, x: View<'_>, scales: &[f32], k: usize) -> Result<TopLogits> {
+        let mut values = vec![0.0; x.rows() * x.width()];
+        self.read(x, &mut values)?;
+        Ok(TopLogits::of(&values, x.width(), scales, k))
+    }
 
     /// Fills the rows in use from the host: `values` is `[rows, heads * len]`.
     fn write(&self, values: &[f32], out: ViewMut<'_>) -> Result<()>;

@@ -9,6 +9,7 @@
 
 #![forbid(unsafe_code)]
 
+mod draw;
 mod error;
 pub mod handle;
 mod mailbox;

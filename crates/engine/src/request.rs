@@ -1,7 +1,8 @@
 //! One request inside the engine: its tokens, its sampler, and what its client is told.
 
-use lingqu_sampler::{Draw, LogProbs, Sampler, SamplerError};
+use lingqu_sampler::{Draw, LogProbs, Sampled, Sampler, SamplerError, Top, top_wanted};
 use lingqu_scheduler::{SliceOutcome, SlicePlan};
+use lingqu_types::request::TopLogprobs;
 use lingqu_types::{FinishReason, GenerateRequest, RequestId, TokenId, TokenOutput, Usage};
 
 use crate::stream::{EventSender, Finished, PromptLogprobs, TokenEvent};
@@ -31,6 +32,8 @@ pub(crate) struct Active {
     /// Made at the first draw, so that a waiting request costs its prompt alone.
     sampler: Option<Sampler>,
     scores: PromptLogprobs,
+    /// Drawn ahead of `deliver`, from the largest logits alone.
+    drawn: Option<Sampled>,
 }
 
 /// What one row of logits led to.
@@ -50,7 +53,7 @@ impl Active {
         stops.sort_unstable();
         let prompt_tokens = tokens.len();
         let scores = PromptLogprobs::default();
-        Self { request, outputs_max, seed, sender, tokens, prompt_tokens, stops, sampler: None, scores }
+        Self { request, outputs_max, seed, sender, tokens, prompt_tokens, stops, sampler: None, scores, drawn: None }
     }
 
     /// Takes the logits of one computed slice, `[slice.logit_rows, vocab]`, and tells the client what follows.
@@ -83,6 +86,36 @@ impl Active {
         }
     }
 
+    /// How many of the largest logits may be all that this slice needs; `None`: it needs whole rows.
+    pub fn top_wanted(&self, slice: &SlicePlan) -> Option<usize> {
+        let draws_alone = slice.logit_rows == 1 && slice.reaches_end && self.outputs_max > 0;
+        let is_scored = self.request.prompt_logprobs.is_none() || self.is_told();
+        let wanted = top_wanted(&self.request.sampling);
+        wanted.filter(|_| draws_alone && is_scored && self.request.logprobs.is_none())
+    }
+
+    /// By which the sum of [`Top`] is scaled.
+    pub fn top_scale(&self) -> f32 {
+        match self.request.sampling.temperature {
+            0.0 => 1.0,
+            temperature => 1.0 / temperature,
+        }
+    }
+
+    /// Draws from the largest logits; false if the whole row must come.
+    pub fn draw_top(&mut self, top: Top<'_>) -> bool {
+        let (prompt, outputs) = self.tokens.split_at(self.prompt_tokens);
+        let sampler = self.sampler.get_or_insert_with(|| Sampler::new(&self.request.sampling, self.seed, prompt));
+        let how = Draw { output_index: outputs.len() as u64, ..Draw::default() };
+        self.drawn = sampler.sample_top(top, how);
+        self.drawn.is_some()
+    }
+
+    /// The prompt's scores are with the client.
+    fn is_told(&self) -> bool {
+        self.scores.top.len() == self.prompt_tokens
+    }
+
     /// The request asks for nothing that a step could compute.
     pub fn wants_nothing(&self) -> bool {
         self.outputs_max == 0 && self.request.prompt_logprobs.is_none()
@@ -108,7 +141,7 @@ impl Active {
     /// Scores prompt positions from `first` on, if asked for; false if the client is gone.
     fn score_prompt(&mut self, first: usize, logits: &[f32], vocab: usize) -> Result<bool, EngineError> {
         let Some(top) = self.request.prompt_logprobs else { return Ok(true) };
-        if self.scores.top.len() == self.prompt_tokens || logits.is_empty() {
+        if self.is_told() || logits.is_empty() {
             return Ok(true); // Told already, or nothing new.
         }
         assert_eq!(first, self.scores.top.len(), "prompt rows come once each, in order");
@@ -133,8 +166,19 @@ impl Active {
         Ok(self.sender.send(TokenEvent::Prompt(PromptLogprobs { logprobs, top })))
     }
 
-    /// Draws the next token from one row of logits, `[vocab]`.
+    /// Draws the next token from one row of logits, `[vocab]`, unless that is done already.
     fn draw(&mut self, logits: &mut [f32]) -> Result<Drawn, SamplerError> {
+        let (sampled, top) = match self.drawn.take() {
+            Some(sampled) => (sampled, Vec::new()),
+            None => self.draw_whole(logits)?,
+        };
+        if self.stops.binary_search(&sampled.token).is_ok() {
+            return Ok(Drawn::Stop);
+        }
+        Ok(Drawn::Token(TokenOutput { token: sampled.token, logprob: sampled.logprob, top }))
+    }
+
+    fn draw_whole(&mut self, logits: &mut [f32]) -> Result<(Sampled, TopLogprobs), SamplerError> {
         let (prompt, outputs) = self.tokens.split_at(self.prompt_tokens);
         let sampler = self.sampler.get_or_insert_with(|| Sampler::new(&self.request.sampling, self.seed, prompt));
         // The model's own distribution: taken before the sampler changes the logits.
@@ -144,10 +188,6 @@ impl Active {
         };
         let report_logprob = self.request.logprobs.is_some();
         let how = Draw { output_index: outputs.len() as u64, report_logprob, allowed: None };
-        let sampled = sampler.sample(logits, how)?;
-        if self.stops.binary_search(&sampled.token).is_ok() {
-            return Ok(Drawn::Stop);
-        }
-        Ok(Drawn::Token(TokenOutput { token: sampled.token, logprob: sampled.logprob, top }))
+        Ok((sampler.sample(logits, how)?, top))
     }
 }

@@ -9,6 +9,7 @@ use lingqu_model::Model;
 use lingqu_scheduler::{NewSequence, Scheduler, SliceOutcome, StepPlan};
 use lingqu_types::{Batch, FinishReason, RequestId, SequenceSlice};
 
+use crate::draw::{self, FarLogits};
 use crate::mailbox::{Mail, Mailbox};
 use crate::request::{Active, Submission};
 use crate::{EngineConfig, EngineError};
@@ -123,7 +124,7 @@ impl StepLoop {
         let Some(plan) = self.scheduler.next_step() else { return Ok(false) };
         self.mailbox.report(self.scheduler.load());
         self.fill_batch(&plan);
-        match self.forward() {
+        match self.forward(&plan) {
             Ok(()) => self.deliver(&plan),
             Err(error) => self.fail(&plan, error)?,
         }
@@ -150,12 +151,20 @@ impl StepLoop {
         debug_assert_eq!(batch.validate(self.config.limits.block_tokens), Ok(()));
     }
 
-    /// Computes the batch and brings its logits to the host.
-    fn forward(&mut self) -> Result<(), BackendError> {
+    /// Computes the batch and brings its logits to the host, or of far ones what draws need.
+    fn forward(&mut self, plan: &StepPlan) -> Result<(), BackendError> {
         let logits = self.model.forward(&self.batch, &mut self.kv)?; // [logit_rows, vocab]
         match self.batch.logit_rows.len() {
             0 => Ok(()),
-            rows => self.backend.read(logits, &mut self.logits[..rows * self.vocab]),
+            rows if self.backend.capabilities().host_memory => {
+                self.backend.read(logits, &mut self.logits[..rows * self.vocab])
+            }
+            _ => draw::draw_far(
+                &*self.backend,
+                plan,
+                &mut self.requests,
+                FarLogits { far: logits, near: &mut self.logits },
+            ),
         }
     }
 

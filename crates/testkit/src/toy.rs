@@ -195,6 +195,15 @@ impl Default for ToyBackend {
     }
 }
 
+impl ToyBackend {
+    /// One that says its memory is not the host's.
+    pub fn far() -> Self {
+        let mut backend = Self::default();
+        backend.0.host_memory = false;
+        backend
+    }
+}
+
 const NO_OP: &str = "the toy has no such op";
 
 impl Backend for ToyBackend {

@@ -27,6 +27,7 @@ mod report;
 mod route;
 mod rows;
 pub mod tolerance;
+mod top;
 
 use lingqu_tensor::Format;
 
@@ -63,6 +64,7 @@ pub fn run(subject: &dyn Backend, oracle: &dyn Backend, options: &Options) -> Re
         }
         suite.check(&route::Route::random(random, number));
         suite.check(&experts::Combine::random(random, number));
+        top::check(&mut suite, number);
         for kind in [attention::Kind::Separate, attention::Kind::Latent] {
             attention::check(&mut suite, kind, number);
         }

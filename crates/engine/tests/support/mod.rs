@@ -28,9 +28,13 @@ pub fn tight() -> Limits {
 }
 
 pub fn start(limits: &Limits, faults: ToyFaults) -> (Engine, EngineHandle, Arc<ToyControl>) {
+    start_on(ToyBackend::default(), limits, faults)
+}
+
+pub fn start_on(backend: ToyBackend, limits: &Limits, faults: ToyFaults) -> (Engine, EngineHandle, Arc<ToyControl>) {
     let (model, control) = ToyModel::new(limits, faults);
     let config = EngineConfig { limits: limits.clone(), eos_token_ids: vec![EOS] };
-    let engine = Engine::start(Box::new(model), Arc::new(ToyBackend::default()), config).expect("it starts");
+    let engine = Engine::start(Box::new(model), Arc::new(backend), config).expect("it starts");
     let handle = engine.handle();
     (engine, handle, control)
 }

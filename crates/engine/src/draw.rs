@@ -1,0 +1,59 @@
+//! Logits that are on a device: of most rows the largest few suffice to draw from, and come alone. What they do not
+//! decide comes whole, as it does from a device in the host's memory; the tokens are the same.
+
+use std::collections::BTreeMap;
+
+use lingqu_backend::{Backend, BackendError, View};
+use lingqu_sampler::Top;
+use lingqu_scheduler::StepPlan;
+use lingqu_types::RequestId;
+
+use crate::request::Active;
+
+/// A step's logits there and here.
+pub(crate) struct FarLogits<'a> {
+    /// `[logit_rows, vocab]`
+    pub far: View<'a>,
+    /// `[logit_rows_max, vocab]`: filled where whole rows are needed.
+    pub near: &'a mut [f32],
+}
+
+/// Draws what can be drawn from the largest logits, and brings the rows of all others.
+pub(crate) fn draw_far(
+    backend: &dyn Backend,
+    plan: &StepPlan,
+    requests: &mut BTreeMap<RequestId, Active>,
+    logits: FarLogits<'_>,
+) -> Result<(), BackendError> {
+    let FarLogits { far, near } = logits;
+    let vocab = far.width();
+    let mut scales = vec![1.0; far.rows()];
+    let (mut wanted, mut at) = (0, 0);
+    for slice in &plan.slices {
+        let request = &requests[&slice.id];
+        if let Some(k) = request.top_wanted(slice) {
+            wanted = wanted.max(k);
+            scales[at] = request.top_scale();
+        }
+        at += slice.logit_rows;
+    }
+    let k = wanted.min(vocab);
+    let top = if k > 0 { Some(backend.top_logits(far, &scales, k)?) } else { None };
+    let mut at = 0;
+    for slice in &plan.slices {
+        let rows = at..at + slice.logit_rows;
+        at = rows.end;
+        let request = requests.get_mut(&slice.id).expect("the scheduler knows only live requests");
+        if let Some(top) = top.as_ref().filter(|_| request.top_wanted(slice).is_some()) {
+            let listed = rows.start * k..rows.end * k;
+            let (tokens, logits) = (&top.tokens[listed.clone()], &top.values[listed]);
+            if request.draw_top(Top { tokens, logits, vocab, weight_sum: top.sums[rows.start] }) {
+                continue;
+            }
+        }
+        if !rows.is_empty() {
+            backend.read_rows(far, rows.clone(), &mut near[rows.start * vocab..rows.end * vocab])?;
+        }
+    }
+    Ok(())
+}
