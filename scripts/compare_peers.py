@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
 """Lingqu, llama.cpp and ik_llama.cpp side by side on this machine, on the same GGUF files.
 
-    compare_peers.py --model NAME=FILE ... --lingqu BINARY [--llama NAME=FOLDER[,ARGUMENT,...]] ... [--ik FOLDER]
+    compare_peers.py --model NAME=FILE --lingqu BINARY --llama NAME=FOLDER[,SWITCH] --ik NAME=FOLDER[,SWITCH]
 
 Every figure comes from a fresh process. Contenders take turns, round by round, in an order that moves on with each
 round; the machine's limits are measured before and after each round. What was measured is appended to OUT/results.csv
@@ -26,9 +26,10 @@ def arguments():
     add = parser.add_argument
     add("--model", action="append", default=[], metavar="NAME=FILE", help="GGUF file and what to call it; repeatable")
     add("--lingqu", default=os.environ.get("LINGQU"), metavar="BINARY", help="release build [env LINGQU]")
-    add("--llama", action="append", default=os.environ.get("LLAMA", "").split(), metavar="NAME=FOLDER[,ARGUMENT,...]",
-        help="folder with llama-bench and llama-batched-bench, and arguments for both; repeatable [env LLAMA]")
-    add("--ik", default=os.environ.get("IK_LLAMA"), metavar="FOLDER", help="the same of ik_llama.cpp [env IK_LLAMA]")
+    add("--llama", action="append", default=os.environ.get("LLAMA", "").split(), metavar="NAME=FOLDER[,SWITCH]",
+        help="folder with llama-bench and llama-batched-bench; the switch norepack; repeatable [env LLAMA]")
+    add("--ik", action="append", default=os.environ.get("IK_LLAMA", "").split(), metavar="NAME=FOLDER[,SWITCH]",
+        help="the same of ik_llama.cpp; the switch rtr: repack at load [env IK_LLAMA]")
     add("--jobs", default=",".join(measure.JOBS), help="which of: %(default)s")
     add("--rounds", type=int, default=3)
     add("--context-rounds", type=int, default=1, help="rounds of the job `context`, which takes peers a long time")
@@ -49,12 +50,13 @@ def contenders(args):
     found = []
     if args.lingqu:
         found.append(measure.Lingqu("lingqu", pathlib.Path(args.lingqu)))
-    for entry in args.llama:
-        name, _, rest = entry.partition("=")
-        folder, *extra = rest.split(",")
-        found.append(measure.Llama(f"llama.cpp {name}", pathlib.Path(folder), extra))
-    if args.ik:
-        found.append(measure.IkLlama("ik_llama.cpp", pathlib.Path(args.ik), []))
+    for kind, entries in ((measure.Llama, args.llama), (measure.IkLlama, args.ik)):
+        for entry in entries:
+            name, _, rest = entry.partition("=")
+            folder, *switches = rest.split(",")
+            if unknown := set(switches) - set(kind.switches):
+                sys.exit(f"{entry}: unknown switch {', '.join(unknown)}; {kind.family} has {', '.join(kind.switches)}")
+            found.append(kind(f"{kind.family} {name}", pathlib.Path(folder), switches))
     return found
 
 
@@ -81,11 +83,10 @@ class Results:
         done = [int(r["round"]) for r in self.rows if r["model"] == model and r["job"] == job]
         return max(done, default=0) + 1
 
-    def best_llama(self, model):
-        """The configuration of llama.cpp that decodes fastest; None before that was measured."""
-        medians = report.medians(r for r in self.rows if r["model"] == model and r["figure"] == "decode 1")
-        medians = {key[-1]: value for key, value in medians.items() if key[-1].startswith("llama.cpp")}
-        return max(medians, key=medians.get, default=None)
+    def best(self, model, family):
+        """The configuration of a peer that decodes fastest; None before that was measured."""
+        table = report.Table(self.rows, model)
+        return table.best("decode 1", family) if "decode 1" in table.values else None
 
 
 def run_round(args, model, path, job, round_, taking_part, results):
@@ -115,11 +116,11 @@ def main():
             sys.exit("nothing to measure: --model, --lingqu, --llama, --ik (see --help)")
         for job in args.jobs.split(","):
             for model, _, path in (entry.partition("=") for entry in args.model):
-                best = results.best_llama(model)
+                best = {kind: results.best(model, kind.family) for kind in (measure.Llama, measure.IkLlama)}
                 for _ in range(args.context_rounds if job == "context" else args.rounds):
                     taking_part = [
                         c for c in everyone
-                        if job != "context" or type(c) is not measure.Llama or best in (None, c.name)
+                        if job != "context" or best.get(type(c)) in (None, c.name)
                     ]  # fmt: skip
                     run_round(args, model, path, job, results.next_round(model, job), taking_part, results)
     facts = {model: machine.facts_of(args.lingqu, path) for model, _, path in (m.partition("=") for m in args.model)}

@@ -97,21 +97,18 @@ class Lingqu:
 class Llama:
     """llama-bench and llama-batched-bench of llama.cpp, in one configuration."""
 
+    family = "llama.cpp"
     no_warmup = ["--no-warmup"]
-    repack_off = (["--repack", 0], ["--no-repack"])  # what the argument `norepack` stands for in each program
+    # What a switch stands for in llama-bench and in llama-batched-bench.
+    switches = {"norepack": (["--repack", 0], ["--no-repack"])}
 
-    def __init__(self, name, folder, extra):
-        self.name, self.folder, self.extra = name, folder, extra
-
-    def arguments(self, program):
-        return [
-            part
-            for extra in self.extra
-            for part in (self.repack_off[program == "llama-batched-bench"] if extra == "norepack" else [extra])
-        ]
+    def __init__(self, name, folder, chosen):
+        self.name, self.folder, self.chosen = name, folder, chosen
 
     def program(self, program, path, args):
-        return [self.folder / program, "-m", path, "-t", args.threads, *self.arguments(program)]
+        which = ["llama-bench", "llama-batched-bench"].index(program)
+        extra = [part for switch in self.chosen for part in self.switches[switch][which]]
+        return [self.folder / program, "-m", path, "-t", args.threads, *extra]
 
     def at_context(self, args):
         return ["-p", 0, "-n", args.stream_generate, "-d", args.context]
@@ -159,7 +156,9 @@ class Llama:
 class IkLlama(Llama):
     """ik_llama.cpp: the same programs, of an older line, with arguments of their own."""
 
+    family = "ik_llama.cpp"
     no_warmup = ["-w", 0]
+    switches = {"rtr": (["-rtr", 1], ["-rtr"])}
 
     def at_context(self, args):
         return ["-p", 0, "-n", 0, "-gp", f"{args.context},{args.stream_generate}"]

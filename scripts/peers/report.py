@@ -12,18 +12,6 @@ LLAMA = "llama.cpp"
 IK = "ik_llama.cpp"
 
 
-def key(row):
-    return row["model"], row["job"], row["figure"], row["contender"]
-
-
-def medians(rows):
-    """(model, job, figure, contender) -> median over rounds"""
-    values = {}
-    for row in rows:
-        values.setdefault(key(row), []).append(float(row["value"]))
-    return {k: statistics.median(v) for k, v in values.items()}
-
-
 class Table:
     """Values of one model: figure -> contender -> round -> value."""
 
@@ -151,19 +139,18 @@ def section(table, facts, args):
     if facts:
         size, all_, active = (facts[name] / 1e9 for name in ("weight_bytes", "parameters", "active_parameters"))
         lines += [f"{size:.2f} GB, {all_:.2f} billion parameters, {active:.2f} of them a token.", ""]
-    lines += ["| | Lingqu | llama.cpp, best | ik_llama.cpp | by llama.cpp | by ik | Lingqu of the limit |",
+    lines += ["| | Lingqu | llama.cpp, best | ik_llama.cpp, best | by llama.cpp | by ik | Lingqu of the limit |",
               "|---|---|---|---|---|---|---|"]  # fmt: skip
     for figure in table.figures():
         values = table.values[figure]
-        best = table.best(figure, LLAMA)
-        theirs = with_spread(figure, values.get(best))
-        if best:
-            theirs += f", {best.removeprefix(LLAMA).strip()}"
-        ratios = [table.ratio(figure, peer) for peer in (best, IK)]
-        ratios = [f"**{ratio:.2f}x**" if ratio else "-" for ratio in ratios]
-        ours, ik = (with_spread(figure, values.get(name)) for name in (LINGQU, IK))
-        cells = [label(figure, args), ours, theirs, ik, *ratios, share(table, figure, facts)]
-        lines.append("| " + " | ".join(cells) + " |")
+        peers, ratios = [], []
+        for family in (LLAMA, IK):
+            best = table.best(figure, family)
+            ratio = table.ratio(figure, best)
+            peers.append(f"{with_spread(figure, values[best])}, {best.removeprefix(family).strip()}" if best else "-")
+            ratios.append(f"**{ratio:.2f}x**" if ratio else "-")
+        cells = [label(figure, args), with_spread(figure, values.get(LINGQU)), *peers, *ratios]
+        lines.append("| " + " | ".join([*cells, share(table, figure, facts)]) + " |")
     lines += ["", *limit_lines(table), "", f"![{table.model}](plots/{table.model}.svg)", ""]
     return lines
 
@@ -183,7 +170,7 @@ HEAD = """# Measured side by side
 
 Written by `scripts/compare_peers.py`; every measurement is in `results.csv`. Figures are tokens/s of all streams
 together unless a unit says otherwise: median of the rounds (lowest .. highest). `by` is how many times better Lingqu is
-than that peer in the same round. llama.cpp's column shows the best of its configurations in that row.
+than that peer in the same round. A peer's column shows the best of its configurations in that row.
 
 - prefill: one sequence of random tokens, logits of the last token; all engines compute the last layer's FFN for that
   token alone, and the share of the limit counts it so.
