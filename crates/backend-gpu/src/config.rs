@@ -14,6 +14,19 @@ pub struct GpuConfig {
     pub emulation: Emulation,
     pub environment: Environment,
     pub graphs: Graphs,
+    pub matrix_units: MatrixUnits,
+}
+
+/// Whether products run on a device's matrix units, with activations rounded to bf16.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum MatrixUnits {
+    /// Where the kernels for them have been checked: NVIDIA from sm_80 on, the emulator.
+    #[default]
+    Checked,
+    /// Also where they never ran: Hygon's gfx928 and gfx936.
+    Untried,
+    /// All products in f32.
+    Off,
 }
 
 impl GpuConfig {
@@ -25,6 +38,7 @@ impl GpuConfig {
             emulation: Emulation::default(),
             environment: Environment::read(),
             graphs: Graphs::default(),
+            matrix_units: MatrixUnits::default(),
         }
     }
 }

@@ -9,7 +9,7 @@ use crate::arguments::Argument;
 use crate::config::GpuConfig;
 use crate::device::{Device, Memory};
 use crate::driver::{Address, Driver, DriverError};
-use crate::kernels::{self, Kernels};
+use crate::kernels::{self, Kernels, Target};
 
 pub(crate) struct Core {
     /// For people: the row and the device.
@@ -17,6 +17,8 @@ pub(crate) struct Core {
     // Before the device, which they leave in order.
     kernels: Kernels,
     scratch: Mutex<Scratch>,
+    /// Whether the kernels have variants for matrix units.
+    pub has_matrix_units: bool,
     /// Memory of steps that are over.
     pub spare_steps: Arc<Mutex<Vec<Memory>>>,
     pub device: Arc<Device>,
@@ -40,9 +42,11 @@ pub(crate) enum Room {
     /// Cache blocks that are copied, and their numbers.
     HeldBlocks,
     BlockPairs,
+    /// The largest logits of each row, of parts of it, and their scales.
+    Top,
 }
 
-const ROOMS: usize = Room::BlockPairs as usize + 1;
+const ROOMS: usize = Room::Top as usize + 1;
 
 /// Held while an op is given to the stream. As the stream runs in order, the next op may have the same memory.
 #[derive(Default)]
@@ -60,10 +64,12 @@ impl Core {
         let row = config.row.name();
         let told = |what: &'static str| move |e: DriverError| e.told(row, what);
         let device = Device::open(driver, config.device, config.graphs).map_err(told("opening the device"))?;
-        let built = kernels::build(config.row, &device.info.arch, &config.environment).map_err(told("the kernels"))?;
-        let kernels = Kernels::load(&device, &built.image).map_err(told("loading the kernels"))?;
+        let target = Target::new(config.row, &device.info.arch, config.matrix_units);
+        let built = kernels::build(target, &config.environment).map_err(told("the kernels"))?;
+        let has_matrix_units = target.has_matrix_units;
+        let kernels = Kernels::load(&device, &built.image, has_matrix_units).map_err(told("loading the kernels"))?;
         let name = format!("{row} ({}, {})", device.info.name, device.info.arch);
-        Ok(Self { name, kernels, scratch: Mutex::default(), spare_steps: Arc::default(), device })
+        Ok(Self { name, kernels, has_matrix_units, scratch: Mutex::default(), spare_steps: Arc::default(), device })
     }
 
     /// An error of the driver as the seam tells it.

@@ -6,7 +6,7 @@ use std::sync::Arc;
 
 use crate::arguments::Argument;
 use crate::cache::{Built, Cache};
-use crate::config::Environment;
+use crate::config::{Environment, MatrixUnits};
 use crate::device::{Device, Module};
 use crate::driver::rows::Row;
 use crate::driver::{DriverError, Handle, Launch, Result, Shape, Unit};
@@ -27,7 +27,7 @@ const HEADERS: [(&str, &str); 10] = [
 const EMU_HEADER: (&str, &str) = ("grid.h", include_str!("../../../kernels/emu/grid.h"));
 
 /// Every kernel that the host launches; `kernels/README.md` has their arguments.
-pub(crate) const NAMES: [&str; 27] = [
+const NAMES: [&str; 30] = [
     "copy",
     "add",
     "gather_rows",
@@ -55,16 +55,57 @@ pub(crate) const NAMES: [&str; 27] = [
     "attention_splits_q4",
     "attention_splits_q8",
     "attention_splits_q16",
+    "attention_merge",
+    "top_logits_parts",
+    "top_logits",
 ];
-/// Beside these, the one that merges splits.
-const MERGE: &str = "attention_merge";
+/// Beside these, where the device has matrix units.
+const UNIT_NAMES: [&str; 9] = [
+    "linear_t8",
+    "linear_t16",
+    "linear_t64",
+    "gate_up_t8",
+    "gate_up_t16",
+    "gate_up_t64",
+    "grouped_t8",
+    "grouped_t16",
+    "grouped_t64",
+];
 
 /// Most blocks that vendors allow along y and z.
 const GRID_YZ_MAX: usize = 65_535;
 
-/// Hands the unit of all kernels for an architecture to `take`, with the cache that it belongs in.
-fn with_unit<T>(row: Row, arch: &str, environment: &Environment, take: impl FnOnce(&Unit<'_>, &Cache) -> T) -> T {
-    let mut options = row.options(arch);
+/// Kernels for matrix units are to come.
+const HAS_UNIT_KERNELS: bool = false;
+
+/// What the kernels are compiled for.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Target<'a> {
+    pub row: Row,
+    pub arch: &'a str,
+    /// With variants for matrix units.
+    pub has_matrix_units: bool,
+}
+
+impl<'a> Target<'a> {
+    pub fn new(row: Row, arch: &'a str, units: MatrixUnits) -> Self {
+        Self { row, arch, has_matrix_units: HAS_UNIT_KERNELS && row.has_matrix_units(arch, units) }
+    }
+
+    fn options(&self) -> Vec<String> {
+        let mut options = self.row.options(self.arch);
+        match (self.row, self.has_matrix_units) {
+            (Row::Cuda | Row::Emu, false) => options.push("-DLQ_NO_MMA=1".into()),
+            (Row::Dcu, true) => options.push("-DLQ_MMAC=1".into()),
+            _ => {}
+        }
+        options
+    }
+}
+
+/// Hands the unit of all kernels for a target to `take`, with the cache that it belongs in.
+fn with_unit<T>(target: Target<'_>, environment: &Environment, take: impl FnOnce(&Unit<'_>, &Cache) -> T) -> T {
+    let (row, arch, mut options) = (target.row, target.arch, target.options());
     if row == Row::Emu {
         options.extend(environment.emu_flags.iter().cloned());
     }
@@ -77,14 +118,14 @@ fn with_unit<T>(row: Row, arch: &str, environment: &Environment, take: impl FnOn
     take(&unit, &cache)
 }
 
-/// The image of all kernels for an architecture, from the cache or the row's compiler.
-pub(crate) fn build(row: Row, arch: &str, environment: &Environment) -> Result<Built> {
-    with_unit(row, arch, environment, |unit, cache| cache.image(unit, || row.compiler(environment)))
+/// The image of all kernels for a target, from the cache or the row's compiler.
+pub(crate) fn build(target: Target<'_>, environment: &Environment) -> Result<Built> {
+    with_unit(target, environment, |unit, cache| cache.image(unit, || target.row.compiler(environment)))
 }
 
 /// Whether `build` would need no compiler.
-pub(crate) fn is_cached(row: Row, arch: &str, environment: &Environment) -> bool {
-    with_unit(row, arch, environment, |unit, cache| cache.holds(unit))
+pub(crate) fn is_cached(target: Target<'_>, environment: &Environment) -> bool {
+    with_unit(target, environment, |unit, cache| cache.holds(unit))
 }
 
 /// Kernels in the cache.
@@ -102,7 +143,7 @@ pub struct BuiltKernels {
 /// cannot be written.
 pub fn build_kernels(arch: &str, environment: &Environment) -> Result<BuiltKernels> {
     let row = Row::of_arch(arch).ok_or_else(|| DriverError::UnknownArch(arch.into()))?;
-    let built = build(row, arch, environment)?;
+    let built = build(Target::new(row, arch, MatrixUnits::default()), environment)?;
     let folder = environment.kernel_cache.as_ref().map_or("the kernel cache".into(), |f| f.display().to_string());
     let file = built.file.ok_or(DriverError::File { path: folder, problem: "cannot be written".into() })?;
     Ok(BuiltKernels { file, was_cached: built.was_cached })
@@ -117,9 +158,10 @@ pub(crate) struct Kernels {
 
 impl Kernels {
     /// Loads an image and finds all kernels in it.
-    pub fn load(device: &Arc<Device>, image: &[u8]) -> Result<Self> {
+    pub fn load(device: &Arc<Device>, image: &[u8], has_matrix_units: bool) -> Result<Self> {
         let module = Module::load(device, image)?;
-        let all = NAMES.into_iter().chain([MERGE]);
+        let of_units = if has_matrix_units { &UNIT_NAMES[..] } else { &[] };
+        let all = NAMES.iter().chain(of_units).copied();
         let functions = all.map(|name| Ok((name, module.function(name)?))).collect::<Result<_>>()?;
         Ok(Self { device: device.clone(), functions, _module: module })
     }

@@ -2,8 +2,8 @@
 //!
 //! It knows no model, no file and no request, and is built without any GPU toolkit: drivers and compilers are opened
 //! at run time. Start with [`GpuBackend`]; `driver/rows.rs` is the table of vendors (a CUDA-like chip is one more row),
-//! `kernels.rs` compiles and loads the sources of `/kernels`, and `products.rs`, `attention.rs`, `step.rs` and
-//! `memory.rs` launch them. `/kernels/README.md` is the contract between both sides.
+//! `kernels.rs` compiles and loads the sources of `/kernels`, and `products.rs`, `attention.rs`, `step.rs`, `sample.rs`
+//! and `memory.rs` launch them, through `queue.rs`. `/kernels/README.md` is the contract between both sides.
 //!
 //! # Numerics
 //! Activations and all arithmetic are f32, the cache is f16, weights are decoded exactly. Each output has one order of
@@ -17,6 +17,7 @@
 mod arguments;
 mod attention;
 mod cache;
+mod codes;
 mod config;
 mod core;
 mod device;
@@ -26,20 +27,23 @@ mod memory;
 mod pack;
 mod products;
 mod queue;
+mod sample;
 mod step;
 mod survey;
 #[cfg(test)]
 mod tests;
 mod weights;
 
+use std::ops::Range;
+
 use lingqu_backend::{
     AttentionSpec, Backend, BackendError, Buffer, Capabilities, ExpertWeights, FfnSource, FfnWeights, HostRouting,
-    KvSpec, KvStore, LinearSource, RopePairing, RouteSpec, Routing, Step, View, ViewMut, Weight,
+    KvSpec, KvStore, LinearSource, RopePairing, RouteSpec, Routing, Step, TopLogits, View, ViewMut, Weight,
 };
 use lingqu_tensor::{Format, HostTensor};
 use lingqu_types::{Batch, BlockId};
 
-pub use config::{Emulation, Environment, GpuConfig, Graphs, Schedule};
+pub use config::{Emulation, Environment, GpuConfig, Graphs, MatrixUnits, Schedule};
 pub use driver::rows::Row;
 pub use driver::{DeviceInfo, DriverError};
 pub use kernels::{BuiltKernels, build_kernels};
@@ -61,6 +65,18 @@ impl GpuBackend {
     /// the compiler says.
     pub fn new(config: &GpuConfig) -> Result<Self> {
         Ok(Self::of(core::Core::open(config)?))
+    }
+
+    /// The device of `config`, where its row has any; asks the driver once. The inner error is why it cannot be used.
+    ///
+    /// # Errors
+    /// Why there is none: no library, and what brings it; no device.
+    pub fn find(config: &GpuConfig) -> Result<Result<Self>, DriverError> {
+        let driver = config.row.driver(&config.emulation)?;
+        if driver.count()? == 0 {
+            return Err(DriverError::NoDevice { driver: driver.name() });
+        }
+        Ok(core::Core::with_driver(config, driver).map(Self::of))
     }
 
     fn of(core: core::Core) -> Self {
@@ -97,6 +113,14 @@ impl Backend for GpuBackend {
 
     fn read(&self, x: View<'_>, out: &mut [f32]) -> Result<()> {
         memory::read(&self.core, x, out)
+    }
+
+    fn read_rows(&self, x: View<'_>, rows: Range<usize>, out: &mut [f32]) -> Result<()> {
+        memory::read_rows(&self.core, x, rows, out)
+    }
+
+    fn top_logits(&self, x: View<'_>, scales: &[f32], k: usize) -> Result<TopLogits> {
+        sample::top_logits(&self.core, x, scales, k)
     }
 
     fn write(&self, values: &[f32], out: ViewMut<'_>) -> Result<()> {

@@ -1,5 +1,7 @@
 //! Buffers, routings and the KV cache on the device, and the ops that move values between it and the host.
 
+use std::ops::Range;
+
 use lingqu_backend::{Buffer, HostRouting, KvEntry, KvSpec, KvStore, Routing, View, ViewMut};
 use lingqu_types::BlockId;
 
@@ -85,11 +87,19 @@ pub(crate) fn copy(core: &Core, x: ViewArgument, out: ViewArgument) -> Result<()
 }
 
 pub(crate) fn read(core: &Core, x: View<'_>, out: &mut [f32]) -> Result<()> {
+    read_rows(core, x, 0..x.rows(), out)
+}
+
+pub(crate) fn read_rows(core: &Core, x: View<'_>, rows: Range<usize>, out: &mut [f32]) -> Result<()> {
     let (view, Floats(memory)) = (source(x), x.buffer.storage());
-    assert_eq!(out.len(), x.rows() * x.width(), "values of [{}, {}]", x.rows(), x.width());
+    assert!(rows.start <= rows.end && rows.end <= x.rows(), "rows {rows:?} of {}", x.rows());
+    assert_eq!(out.len(), rows.len() * x.width(), "values of [{}, {}]", rows.len(), x.width());
+    let from = rows.start * x.buffer.cols() + x.offset;
     if is_whole(&view) {
-        return memory.read(x.offset * F32_BYTES, out).map_err(core.told("reading a buffer"));
+        return memory.read(from * F32_BYTES, out).map_err(core.told("reading a buffer"));
     }
+    let data = memory.address() + (from * F32_BYTES) as Address;
+    let view = ViewArgument { data, rows: rows.len() as u32, ..view };
     let mut scratch = core.scratch();
     let memory = scratch.memory(core, Room::Staged, size_of_val(out))?;
     copy(core, view, staged(&view, memory.address()))?;

@@ -7,6 +7,8 @@ use half::{bf16, f16};
 use lingqu_tensor::quant::{IQ4_VALUES, q3_k_scales};
 use lingqu_tensor::{Format, HostTensor, TensorError};
 
+use crate::codes::Codes;
+
 /// Values that a kernel takes at once: rows of floats are padded to whole chunks.
 const CHUNK: usize = 8;
 
@@ -20,6 +22,7 @@ pub(crate) enum Layout {
     Q8_0 = 4,
     Q4K = 5,
     Q6K = 6,
+    Codes = 7,
 }
 
 /// A matrix on its way to the device.
@@ -27,7 +30,7 @@ pub(crate) struct Packed<'a> {
     pub layout: Layout,
     /// Unused ones are empty.
     pub planes: [Cow<'a, [u8]>; 4],
-    /// FP8: what a scale covers.
+    /// FP8, codes: what a scale covers.
     pub rows_per_scale: usize,
     pub cols_per_scale: usize,
 }
@@ -63,7 +66,11 @@ impl<'a> Packed<'a> {
             Format::Q4K => q4_k(tensor),
             Format::Q6K => q6_k(tensor),
             Format::Q3K => q3_k(tensor),
-            Format::Q4_1 | Format::Q5_1 | Format::Q2K | Format::Q5K | Format::Iq4Xs => nearest_float(tensor),
+            Format::Q4_1 | Format::Q5_1 | Format::Q2K | Format::Q5K | Format::Iq4Xs => {
+                let Codes { codes, pairs, group } = Codes::of(tensor).expect("one of its formats");
+                let packed = Self::new(Layout::Codes, [codes.into(), pairs.into()]);
+                Self { rows_per_scale: 1, cols_per_scale: group, ..packed }
+            }
         })
     }
 
@@ -266,6 +273,11 @@ mod tests {
                 let (scale, min) = lingqu_tensor::quant::k_scale_min(&head[4..], col % 256 / 32);
                 f16_at(b, block * 8) * f32::from(scale) * nibble() - f16_at(b, block * 8 + 1) * f32::from(min)
             }
+            Layout::Codes => {
+                let pair = 2 * ((row * cols + col) / packed.cols_per_scale);
+                let [scale, minimum] = [pair, pair + 1].map(|at| f32::from_le_bytes(word(b, at)));
+                scale * f32::from(a[row * cols + col] as i8) - minimum
+            }
             Layout::Q6K => {
                 let high = u16::from_le_bytes(half_at(b, k_word)) >> (slot % 2 * 8 + slot / 2 * 2) & 3;
                 let scale = f32::from(c[(row * cols + col) / 16] as i8);
@@ -287,7 +299,10 @@ mod tests {
                 let expected = tensor.to_f32();
                 for (i, expected) in expected.iter().enumerate() {
                     let found = value(&packed, cols, [i / cols, i % cols]);
-                    assert_eq!(found, *expected, "{format} as {:?}, value {i} of [{rows}, {cols}]", packed.layout);
+                    let at = (packed.layout, i / cols, i % cols);
+                    assert_eq!(found, *expected, "{format} in {at:?} of [{rows}, {cols}]");
+                    let is_exact = packed.layout != Layout::Codes || found.to_bits() == expected.to_bits();
+                    assert!(is_exact, "the sign of zero of {format} in {at:?}");
                 }
             }
         }
@@ -314,11 +329,14 @@ mod tests {
             (Format::Q4K, Layout::Q4K),
             (Format::Q3K, Layout::Q6K),
             (Format::Q6K, Layout::Q6K),
-            (Format::Q5K, Layout::F32),
+            (Format::Q5K, Layout::Codes),
+            (Format::Q2K, Layout::Codes),
+            (Format::Q4_1, Layout::Codes),
+            (Format::Q5_1, Layout::Codes),
+            (Format::Iq4Xs, Layout::Codes),
         ] {
             check(encoded(format, 1.0), layout);
         }
-        check(encoded(Format::Q4_1, 0.0), Layout::F16); // zeros are exact anywhere
         let fp8 = |block| HostTensor::fp8_from_f32("w", [4, 12], &made_up(4, 12), block);
         check(fp8(8), Layout::Fp8);
         check(fp8(6), Layout::F32); // scales that a chunk of 8 values would straddle

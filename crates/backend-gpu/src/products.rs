@@ -1,7 +1,7 @@
 //! Ops with matrices: embedding, linear layers, gated feed-forward, routed experts; and the router.
 //!
-//! The number of rows that share a read of the weights (the `R` of `_rR`) changes no bit, so it follows how many there
-//! are.
+//! The number of rows that share a read of the weights (the end of a kernel's name) changes no bit, so it follows how
+//! many there are. Whether matrix units multiply does, so that is fixed when weights are uploaded.
 
 use lingqu_backend::{
     BackendError, ExpertWeights, FfnWeights, GroupScore, RouteSpec, Routing, Scoring, Step, View, ViewMut, Weight,
@@ -12,20 +12,38 @@ use crate::arguments::{Argument, GroupsArgument, RouteArgument, ViewArgument};
 use crate::core::{Core, Room};
 use crate::memory::{Routed, source, target};
 use crate::step::StepTables;
-use crate::weights::{EXPERTS_MAX, Gated, Linear, Matrices, Table};
+use crate::weights::{Arithmetic, EXPERTS_MAX, Gated, Linear, Matrices, Table};
 
-/// Outputs of a block: of one matrix, and of gate and up together.
-const OUTPUTS: usize = 16;
-const GATED_OUTPUTS: usize = 8;
 /// Groups of experts that the router can hold.
 const GROUPS_MAX: usize = 64;
 
-/// Rows that share a read of the weights.
-fn shared_rows(rows: usize) -> usize {
-    match rows {
-        0..=1 => 1,
-        2..=4 => 4,
-        _ => 8,
+/// How a product is cut into blocks: a variant of its kernel. Variants of one arithmetic give the same bits.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+struct Cut {
+    /// The end of the kernel's name.
+    variant: &'static str,
+    /// Rows that share a read of the weights.
+    rows: usize,
+    /// Outputs of a block: of one matrix, and of gate and up together.
+    outputs: usize,
+    gated_outputs: usize,
+}
+
+impl Cut {
+    const fn plain(variant: &'static str, rows: usize) -> Self {
+        Self { variant, rows, outputs: 16, gated_outputs: 8 }
+    }
+
+    /// For as many rows as meet a matrix.
+    fn of(arithmetic: Arithmetic, rows: usize) -> Self {
+        match (arithmetic, rows) {
+            (Arithmetic::Plain, 0..=1) => Self::plain("r1", 1),
+            (Arithmetic::Plain, 2..=4) => Self::plain("r4", 4),
+            (Arithmetic::Plain, _) => Self::plain("r8", 8),
+            (Arithmetic::Units, 0..=8) => Self { variant: "t8", rows: 8, outputs: 16, gated_outputs: 16 },
+            (Arithmetic::Units, 9..=32) => Self { variant: "t16", rows: 16, outputs: 64, gated_outputs: 32 },
+            (Arithmetic::Units, _) => Self { variant: "t64", rows: 64, outputs: 128, gated_outputs: 64 },
+        }
     }
 }
 
@@ -41,11 +59,11 @@ pub(crate) fn embed(core: &Core, step: &Step, table: &Weight, out: ViewMut<'_>) 
 /// Head h of x by matrix h.
 fn multiply(core: &Core, x: ViewArgument, matrices: &Matrices, bias: u64, out: ViewArgument) -> Result<()> {
     let (rows, heads) = (x.rows as usize, x.heads as usize);
-    let shared = shared_rows(rows);
+    let cut = Cut::of(matrices.arithmetic, rows);
     let arguments =
         [Argument::View(x), Argument::Address(matrices.table()), Argument::Address(bias), Argument::View(out)];
-    let grid = [matrices.rows.div_ceil(OUTPUTS), rows.div_ceil(shared), heads];
-    core.launch(&format!("linear_r{shared}"), grid, core.four_warps(), &arguments)
+    let grid = [matrices.rows.div_ceil(cut.outputs), rows.div_ceil(cut.rows), heads];
+    core.launch(&format!("linear_{}", cut.variant), grid, core.four_warps(), &arguments)
 }
 
 pub(crate) fn linear(core: &Core, x: View<'_>, weight: &Weight, out: ViewMut<'_>) -> Result<()> {
@@ -77,24 +95,24 @@ pub(crate) fn ffn(core: &Core, x: View<'_>, weights: &FfnWeights, out: ViewMut<'
     let mut scratch = core.scratch();
     let inner = scratch.address(core, Room::Inner, rows * weights.intermediate * 4)?;
     let inner = ViewArgument::packed(inner, rows, weights.intermediate);
-    let shared = shared_rows(rows);
-    let tiles = rows.div_ceil(shared);
-    gate_up(core, Tiled { x, groups: GroupsArgument::default(), shared, tiles, out: inner }, gated)?;
+    let cut = Cut::of(gated.gate.arithmetic, rows);
+    let tiles = rows.div_ceil(cut.rows);
+    gate_up(core, Tiled { x, groups: GroupsArgument::default(), cut, tiles, out: inner }, gated)?;
     multiply(core, inner, &gated.down, 0, out)
 }
 
-/// Rows in tiles of `shared`.
+/// Rows in tiles as `cut` says.
 #[derive(Clone, Copy)]
 struct Tiled {
     x: ViewArgument,
     groups: GroupsArgument,
-    shared: usize,
+    cut: Cut,
     tiles: usize,
     out: ViewArgument,
 }
 
 fn gate_up(core: &Core, rows: Tiled, gated: &Gated) -> Result<()> {
-    let Tiled { x, groups, shared, tiles, out } = rows;
+    let Tiled { x, groups, cut, tiles, out } = rows;
     let arguments = [
         Argument::View(x),
         Argument::Address(gated.gate.table()),
@@ -102,16 +120,16 @@ fn gate_up(core: &Core, rows: Tiled, gated: &Gated) -> Result<()> {
         Argument::Groups(groups),
         Argument::View(out),
     ];
-    let grid = [gated.gate.rows.div_ceil(GATED_OUTPUTS), tiles, 1];
-    core.launch(&format!("gate_up_r{shared}"), grid, core.four_warps(), &arguments)
+    let grid = [gated.gate.rows.div_ceil(cut.gated_outputs), tiles, 1];
+    core.launch(&format!("gate_up_{}", cut.variant), grid, core.four_warps(), &arguments)
 }
 
 fn grouped(core: &Core, rows: Tiled, matrices: &Matrices) -> Result<()> {
-    let Tiled { x, groups, shared, tiles, out } = rows;
+    let Tiled { x, groups, cut, tiles, out } = rows;
     let arguments =
         [Argument::View(x), Argument::Address(matrices.table()), Argument::Groups(groups), Argument::View(out)];
-    let grid = [matrices.rows.div_ceil(OUTPUTS), tiles, 1];
-    core.launch(&format!("grouped_r{shared}"), grid, core.four_warps(), &arguments)
+    let grid = [matrices.rows.div_ceil(cut.outputs), tiles, 1];
+    core.launch(&format!("grouped_{}", cut.variant), grid, core.four_warps(), &arguments)
 }
 
 pub(crate) fn experts(
@@ -127,8 +145,8 @@ pub(crate) fn experts(
     assert!(x.rows == out.rows && x.rows as usize == routing.rows(), "rows of experts");
     let (gated, routed) = (weights.storage::<Gated>(), routing.storage::<Routed>());
     let slots = routing.rows() * top_k;
-    let shared = shared_rows(slots.div_ceil(weights.experts));
-    let tiles = slots / shared + slots.min(weights.experts); // enough, however the slots fall
+    let cut = Cut::of(gated.gate.arithmetic, slots.div_ceil(weights.experts));
+    let tiles = slots / cut.rows + slots.min(weights.experts); // enough, however the slots fall
     let mut scratch = core.scratch();
     let mut room = |room, bytes| scratch.address(core, room, bytes);
     let (order, tile_list) = (room(Room::Order, slots * 4)?, room(Room::Tiles, tiles * 16)?);
@@ -142,13 +160,13 @@ pub(crate) fn experts(
         Argument::Address(tile_count),
         Argument::U32(slots as u32),
         Argument::U32(weights.experts as u32),
-        Argument::U32(shared as u32),
+        Argument::U32(cut.rows as u32),
     ];
     core.launch("group_slots", [usize::from(slots > 0), 1, 1], 256, &arguments)?;
     let groups = GroupsArgument { order, tiles: tile_list, tile_count, inputs_per_row: top_k as u32, zero: 0 };
-    gate_up(core, Tiled { x, groups, shared, tiles, out: inner }, gated)?;
+    gate_up(core, Tiled { x, groups, cut, tiles, out: inner }, gated)?;
     let groups = GroupsArgument { inputs_per_row: 1, ..groups };
-    grouped(core, Tiled { x: inner, groups, shared, tiles, out: outer }, &gated.down)?;
+    grouped(core, Tiled { x: inner, groups, cut, tiles, out: outer }, &gated.down)?;
     sum_slots(core, outer, routing, out)
 }
 

@@ -5,7 +5,7 @@ use std::time::Instant;
 use crate::config::GpuConfig;
 use crate::device::{Device, Graphs, Memory};
 use crate::driver::{DeviceInfo, DriverError, Result};
-use crate::kernels;
+use crate::kernels::{self, Target};
 
 /// Every device of a row, with why one of them cannot be opened.
 ///
@@ -48,7 +48,7 @@ pub fn measure_copy_bandwidth(config: &GpuConfig, bytes: usize) -> Result<f64> {
 /// # Errors
 /// The missing compiler, and what brings it.
 pub fn kernels_at_hand(config: &GpuConfig, arch: &str) -> Result<()> {
-    if kernels::is_cached(config.row, arch, &config.environment) {
+    if kernels::is_cached(Target::new(config.row, arch, config.matrix_units), &config.environment) {
         return Ok(());
     }
     config.row.compiler(&config.environment).map(drop)

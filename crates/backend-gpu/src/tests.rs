@@ -9,12 +9,13 @@ use lingqu_backend::{
 use lingqu_tensor::{Format, HostTensor};
 use lingqu_types::{Batch, BlockId, SequenceSlice};
 
-use crate::config::{Emulation, Environment, GpuConfig, Graphs};
+use crate::config::{Emulation, Environment, GpuConfig, Graphs, MatrixUnits};
 use crate::core::Core;
 use crate::driver::command::Folder;
 use crate::driver::fake::{Failure, Fake};
 use crate::driver::rows::Row;
-use crate::{GpuBackend, Result, kernels};
+use crate::kernels::{self, Target};
+use crate::{GpuBackend, Result};
 
 /// A kernel cache that holds an image, so that no compiler is asked for: the fake driver loads anything.
 struct Bench {
@@ -29,7 +30,8 @@ impl Bench {
         bench.folder.write("cxx", script.as_bytes()).unwrap();
         let executable = std::os::unix::fs::PermissionsExt::from_mode(0o755);
         std::fs::set_permissions(bench.folder.path.join("cxx"), executable).unwrap();
-        kernels::build(Row::Emu, "warp32", &bench.environment()).unwrap();
+        let target = Target::new(Row::Emu, "warp32", MatrixUnits::default());
+        kernels::build(target, &bench.environment()).unwrap();
         bench
     }
 
@@ -44,7 +46,7 @@ impl Bench {
 
     fn open_with(&self, fake: &Arc<Fake>, graphs: Graphs) -> Result<GpuBackend> {
         let (emulation, environment) = (Emulation::default(), self.environment());
-        let config = GpuConfig { row: Row::Emu, device: 0, emulation, environment, graphs };
+        let config = GpuConfig { emulation, environment, graphs, ..GpuConfig::of(Row::Emu) };
         Ok(GpuBackend::of(Core::with_driver(&config, fake.clone())?))
     }
 }
@@ -130,6 +132,8 @@ impl<'a> Rig<'a> {
         backend.gather_logit_rows(&step, y.view(), logits.view_mut())?;
         backend.read_routing(routing)?;
         backend.read(y.view().cols(3..7), &mut [0.0; 8])?;
+        backend.top_logits(logits.view(), &[1.0], 3)?;
+        backend.read_rows(y.view(), 1..2, &mut [0.0; 64])?;
         backend.read(logits.view(), &mut [0.0; 64])
     }
 }

@@ -8,12 +8,24 @@ use crate::arguments::MatrixEntry;
 use crate::core::Core;
 use crate::device::Memory;
 use crate::driver::Address;
-use crate::pack::Packed;
+use crate::pack::{Layout, Packed};
 
 /// Planes start at multiples of it, so that any load of a kernel is aligned.
 const ALIGNMENT: usize = 256;
+/// Values of a row that share a scale at least, for matrix units.
+const UNIT_VALUES: u32 = 32;
 /// Experts of a layer that the grouping kernel can count.
 pub(crate) const EXPERTS_MAX: usize = 1024;
+
+/// How products with a matrix are computed: fixed at upload by the device and the matrices' layouts, as the two differ
+/// in their last bits.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Arithmetic {
+    /// In f32, on any device.
+    Plain,
+    /// On matrix units, with x in bf16.
+    Units,
+}
 
 /// Matrices of the same shape and their table: one, one per head, or one per expert. Formats may differ.
 pub(crate) struct Matrices {
@@ -21,28 +33,39 @@ pub(crate) struct Matrices {
     table: Memory,
     pub rows: usize,
     pub cols: usize,
+    pub arithmetic: Arithmetic,
     bytes: usize,
 }
 
 impl Matrices {
     fn new<'a>(core: &Core, tensors: impl Iterator<Item = &'a HostTensor>) -> Result<Self> {
         let (mut values, mut words, mut shape) = (Vec::new(), Vec::new(), None);
+        let mut arithmetic = if core.has_matrix_units { Arithmetic::Units } else { Arithmetic::Plain };
         for tensor in tensors {
             let (rows, cols) = *shape.get_or_insert((tensor.rows, tensor.cols));
             assert!(tensor.rows == rows && tensor.cols == cols, "matrices of the same shape");
             let (memory, entry) = upload(core, tensor)?;
+            if !suits_units(&entry) {
+                arithmetic = Arithmetic::Plain;
+            }
             words.extend(entry.words());
             values.push(memory);
         }
         let (rows, cols) = shape.expect("at least one matrix");
         let table = Memory::of(&core.device, &words).map_err(core.told("a table of weights"))?;
         let bytes = values.iter().map(Memory::bytes).sum::<usize>() + table.bytes();
-        Ok(Self { _values: values, table, rows, cols, bytes })
+        Ok(Self { _values: values, table, rows, cols, arithmetic, bytes })
     }
 
     pub fn table(&self) -> Address {
         self.table.address()
     }
+}
+
+/// Whether matrix units hold its values exactly, and scales cover whole steps of theirs.
+fn suits_units(entry: &MatrixEntry) -> bool {
+    let is_fine = entry.format == Layout::Fp8 as u32 && entry.cols_per_scale < UNIT_VALUES;
+    entry.format != Layout::F32 as u32 && !is_fine
 }
 
 fn upload(core: &Core, tensor: &HostTensor) -> Result<(Memory, MatrixEntry)> {
@@ -139,9 +162,13 @@ pub(crate) fn upload_heads(core: &Core, heads: &[HostTensor]) -> Result<Weight> 
 
 impl Gated {
     fn new(core: &Core, sources: &[FfnSource]) -> Result<Self> {
-        let gate = Matrices::new(core, sources.iter().map(|s| &s.gate))?;
-        let up = Matrices::new(core, sources.iter().map(|s| &s.up))?;
-        let down = Matrices::new(core, sources.iter().map(|s| &s.down))?;
+        let mut gate = Matrices::new(core, sources.iter().map(|s| &s.gate))?;
+        let mut up = Matrices::new(core, sources.iter().map(|s| &s.up))?;
+        let mut down = Matrices::new(core, sources.iter().map(|s| &s.down))?;
+        // One arithmetic, so that the rows of an expert are cut alike for both halves.
+        let is_plain = [&gate, &up, &down].iter().any(|matrices| matrices.arithmetic == Arithmetic::Plain);
+        let arithmetic = if is_plain { Arithmetic::Plain } else { Arithmetic::Units };
+        [&mut gate, &mut up, &mut down].into_iter().for_each(|matrices| matrices.arithmetic = arithmetic);
         assert!(gate.rows == up.rows && gate.cols == up.cols, "gate and up of the same shape");
         assert!(down.rows == gate.cols && down.cols == gate.rows, "down of the opposite shape");
         Ok(Self { gate, up, down })

@@ -72,3 +72,19 @@ fn neither_chunks_nor_schedules_nor_graphs_change_a_bit() {
         assert!(at_once[..8] == one_by_one, "{}", model.name);
     }
 }
+
+/// All models, on a real device: `LINGQU_TEST_DEVICE=cuda`.
+#[test]
+fn logprobs_agree_on_the_device_asked_for() {
+    let Ok(asked) = std::env::var("LINGQU_TEST_DEVICE") else {
+        return println!("skipped: no LINGQU_TEST_DEVICE (cuda or dcu)");
+    };
+    let row = Row::ALL.into_iter().find(|row| row.name() == asked).expect("LINGQU_TEST_DEVICE is cuda, dcu or emu");
+    let backend: Arc<dyn Backend> = Arc::new(GpuBackend::new(&GpuConfig::of(row)).expect("the device asked for"));
+    let all = golden_models().into_iter();
+    for model in all.filter(|model| row != Row::Emu || models().any(|small| small.name == model.name)) {
+        let report = Runner::new(&model.package(), backend.clone()).compare(&model);
+        println!("{:<28} {report}", model.name);
+        assert!(report.mean <= TOLERANCE, "{}: {report}", model.name);
+    }
+}

@@ -7,7 +7,7 @@ use super::emu::Emu;
 use super::rtc::{Rtc, RtcNames};
 use super::vendor::{Names, Vendor};
 use super::{Compiler, Driver, Result};
-use crate::config::{Emulation, Environment};
+use crate::config::{Emulation, Environment, MatrixUnits};
 
 /// A family of devices that one driver reaches.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -48,6 +48,18 @@ impl Row {
     pub fn warp_of(arch: &str) -> usize {
         let is_wide = arch == "warp64" || arch.starts_with("gfx9") || arch.starts_with("gfx8");
         if is_wide { 64 } else { 32 }
+    }
+
+    /// Whether kernels for `arch` have variants for matrix units.
+    pub(crate) fn has_matrix_units(self, arch: &str, units: MatrixUnits) -> bool {
+        let number = || arch.trim_start_matches("sm_").trim_end_matches(char::is_alphabetic).parse().unwrap_or(0);
+        match (self, units) {
+            (_, MatrixUnits::Off) => false,
+            (Row::Cuda, _) => number() >= 80,
+            (Row::Emu, _) => true,
+            (Row::Dcu, MatrixUnits::Checked) => false,
+            (Row::Dcu, MatrixUnits::Untried) => ["gfx928", "gfx936"].iter().any(|chip| arch.starts_with(chip)),
+        }
     }
 
     /// What the compiler is told.
@@ -215,5 +227,21 @@ mod tests {
         check("sm_", None, 32);
         check("compute_90", None, 32);
         check("mp_31", None, 32);
+    }
+
+    #[test]
+    fn matrix_units_are_used_where_they_are_known() {
+        let check = |row: Row, arch: &str, expected: [bool; 3]| {
+            let of = |units| row.has_matrix_units(arch, units);
+            assert_eq!([MatrixUnits::Checked, MatrixUnits::Untried, MatrixUnits::Off].map(of), expected, "{arch}");
+        };
+        check(Row::Cuda, "sm_75", [false, false, false]);
+        check(Row::Cuda, "sm_80", [true, true, false]);
+        check(Row::Cuda, "sm_90a", [true, true, false]);
+        check(Row::Cuda, "sm_120", [true, true, false]);
+        check(Row::Emu, "warp64", [true, true, false]);
+        check(Row::Dcu, "gfx906", [false, false, false]);
+        check(Row::Dcu, "gfx928:sramecc+", [false, true, false]);
+        check(Row::Dcu, "gfx936", [false, true, false]);
     }
 }
