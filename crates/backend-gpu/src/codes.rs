@@ -1,5 +1,5 @@
 //! Formats without a layout of their own, as codes of a byte with a scale and a minimum in f32 for each group: a value
-//! is `scale * code - minimum`. The product is exact (at most 24 bits), so the value has the bits of the host's decoding.
+//! is `scale * code - minimum`. The product is exact (at most 24 bits), so the value has the bits of the host's own.
 
 use lingqu_tensor::quant::{IQ4_VALUES, k_scale_min};
 use lingqu_tensor::{Format, HostTensor};

@@ -122,7 +122,7 @@ fn nibbles(bytes: &[u8], mut take: impl FnMut(usize, u8)) {
     }
 }
 
-/// The 32 words of a block of 256 integers, 8 slots each, in the order of `kernels/README.md`, "Order of the K formats":
+/// The 32 words of a block of 256 integers, 8 slots each, as in `kernels/README.md`, "Order of the K formats":
 /// what one lane of a matrix unit takes of 32 values, and the words of 128 values side by side.
 fn k_words(q: &[u8; 256]) -> impl Iterator<Item = [u8; 8]> {
     (0..32).map(|word| {

@@ -3,8 +3,12 @@
 use lingqu_backend_gpu::{DriverError, Environment, build_kernels};
 
 fn check(arch: &str) {
-    let folder = std::path::Path::new(env!("CARGO_TARGET_TMPDIR")).join("kernels");
-    let environment = Environment { kernel_cache: Some(folder), ..Environment::read() };
+    check_in("kernels", arch, Environment::read());
+}
+
+fn check_in(cache: &str, arch: &str, environment: Environment) {
+    let folder = std::path::Path::new(env!("CARGO_TARGET_TMPDIR")).join(cache);
+    let environment = Environment { kernel_cache: Some(folder), ..environment };
     match build_kernels(arch, &environment) {
         Ok(built) => assert!(std::fs::metadata(&built.file).unwrap().len() > 10_000, "{built:?}"),
         Err(error @ DriverError::NoLibrary { .. }) => println!("skipped {arch}: {error}"),
@@ -22,6 +26,12 @@ fn nvrtc() {
 fn hiprtc() {
     check("gfx906");
     check("gfx90a");
+}
+
+/// The command, where the library is missing.
+#[test]
+fn hipcc() {
+    check_in("kernels-hipcc", "gfx906", Environment { hiprtc: Some("/no/such/library".into()), ..Environment::read() });
 }
 
 #[test]

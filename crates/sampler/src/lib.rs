@@ -5,7 +5,8 @@
 //! our own, [`exp`], because system libraries differ in the last bit). So a reply can be replayed.
 //!
 //! Start with [`Sampler::sample`]; [`Sampler::sample_top`] draws the same token from the largest logits of a row, where
-//! a device has found them, or says that it must see the whole row. [`LogProbs`] reads log-probabilities off unchanged logits.
+//! a device has found them, or says that it must see the whole row. [`LogProbs`] reads log-probabilities off unchanged
+//! logits.
 
 #![forbid(unsafe_code)]
 

@@ -213,11 +213,15 @@ mod tests {
         Ok(count)
     }
 
+    fn eighths(numbers: Vec<i32>) -> Vec<f32> {
+        numbers.iter().map(|q| *q as f32 / 8.0).collect()
+    }
+
     fn logits() -> impl Strategy<Value = Vec<f32>> {
         let close = prop_oneof![Just(1e-30f32), Just(1.0), Just(-0.0), Just(0.0), Just(f32::NEG_INFINITY)];
         prop_oneof![
             // Eighths, so that equal logits are common.
-            3 => proptest::collection::vec(-100i32..100, 1..300).prop_map(|v| v.iter().map(|q| *q as f32 / 8.0).collect()),
+            3 => proptest::collection::vec(-100i32..100, 1..300).prop_map(eighths),
             3 => proptest::collection::vec(-20f32..20.0, 1..300),
             1 => proptest::collection::vec(prop_oneof![close, -1e-3f32..1e-3], 1..200),
         ]
@@ -234,9 +238,12 @@ mod tests {
             top_p in proptest::sample::select(vec![1.0f32, 1.0, 0.999, 0.95, 0.61, 0.13, 1e-6]),
             min_p in proptest::sample::select(vec![0.0f32, 0.0, 0.013, 0.21, 0.9]),
             penalties in proptest::sample::select(vec![
-                (1.0f32, 0.0f32, 0.0f32), (1.0, 0.0, 0.0), (1.3, 0.0, 0.0), (1.0, 0.4, 0.2), (0.8, 0.0, 0.0), (1.1, -0.5, 0.0),
+                (1.0f32, 0.0f32, 0.0f32), (1.0, 0.0, 0.0), (1.3, 0.0, 0.0), (1.0, 0.4, 0.2), (0.8, 0.0, 0.0),
+                (1.1, -0.5, 0.0),
             ]),
-            bias in proptest::sample::select(vec![vec![], vec![], vec![(3, -4.0f32)], vec![(5, 6.0), (5, -1.0), (900, 1.0)]]),
+            bias in proptest::sample::select(vec![
+                vec![], vec![], vec![(3, -4.0f32)], vec![(5, 6.0), (5, -1.0), (900, 1.0)],
+            ]),
             history in proptest::collection::vec(0u32..320, 0..12),
             error in -1e-3f64..1e-3,
         ) {

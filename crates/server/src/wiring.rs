@@ -60,8 +60,11 @@ pub fn backend(args: &ModelArgs) -> Result<Arc<dyn Backend>> {
 }
 
 fn accelerator(row: Row, args: &ModelArgs) -> Result<GpuBackend> {
-    let config = GpuConfig { device: args.device, ..GpuConfig::of(row) };
-    Ok(GpuBackend::new(&config)?)
+    Ok(GpuBackend::new(&accelerator_config(row, args))?)
+}
+
+fn accelerator_config(row: Row, args: &ModelArgs) -> GpuConfig {
+    GpuConfig { device: args.device, ..GpuConfig::of(row) }
 }
 
 /// Rows of accelerators that are tried by themselves, in this order; the emulator is only for those who ask for it.
@@ -72,20 +75,16 @@ const ACCELERATORS: [Row; 2] = [Row::Cuda, Row::Dcu];
 fn automatic(args: &ModelArgs) -> Result<Arc<dyn Backend>> {
     let asked = args.backend.is_some();
     for row in ACCELERATORS {
-        let found = lingqu_backend_gpu::devices(&GpuConfig::of(row)).map(|devices| devices.len());
-        let is_there = found.as_ref().is_ok_and(|devices| *devices > 0);
-        let opened = match found {
-            Ok(_) => accelerator(row, args).map_err(|e| format!("{e:#}")),
-            Err(error) => Err(error.to_string()),
-        };
-        match opened {
-            Ok(backend) => {
+        let why = match GpuBackend::find(&accelerator_config(row, args)) {
+            Ok(Ok(backend)) => {
                 eprintln!("lingqu: found {}", backend.capabilities().name);
                 return Ok(Arc::new(backend));
             }
-            Err(why) if asked || is_there => eprintln!("lingqu: {} cannot be used: {why}", row.name()),
-            Err(_) => {}
-        }
+            Ok(Err(why)) => why.to_string(),
+            Err(why) if asked => why.to_string(),
+            Err(_) => continue,
+        };
+        eprintln!("lingqu: {} cannot be used: {why}", row.name());
     }
     let backend = cpu_backend(args)?;
     if asked {
