@@ -68,8 +68,9 @@ fn neither_chunks_nor_schedules_nor_graphs_change_a_bit() {
         let at_once = Runner::new(&model.package(), backend.clone()).logits_of(tokens);
         let in_chunks = Runner::new(&model.package(), reversed.clone()).logits_in_chunks(tokens, &[5, 1, 7]);
         assert!(at_once == in_chunks, "{}", model.name);
-        let one_by_one = Runner::new(&model.package(), reversed.clone()).logits_in_chunks(&tokens[..8], &[1]);
-        assert!(at_once[..8] == one_by_one, "{}", model.name);
+        let few = tokens.len().min(8);
+        let one_by_one = Runner::new(&model.package(), reversed.clone()).logits_in_chunks(&tokens[..few], &[1]);
+        assert!(at_once[..few] == one_by_one, "{}", model.name);
     }
 }
 
