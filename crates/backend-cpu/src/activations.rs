@@ -1,25 +1,34 @@
-//! Activations as the kernels read them: f32 rows padded to lanes, or two planes of int8 with a scale for each 32
-//! values.
+//! Activations as the kernels read them: f32 rows padded to lanes, or int8 with a scale for each 32 or 256 values.
 //!
-//! One plane alone has a step of 1/127 of the largest value: enough to move log-probabilities of small models by some
-//! hundredths. The second plane makes the step 254 times finer, at the price of a second integer product.
+//! One plane of int8 has a step of 1/127 of the largest value, as everybody's quantised products on CPUs have. A
+//! second plane makes the step 254 times finer, at the price of a second integer product: see [`Precision`].
+//!
+//! [`Precision`]: crate::Precision
 
+use crate::Precision;
 use crate::isa::{Simd, per_isa};
 use crate::math::round_i16;
 use crate::memory::Source;
-use crate::simd::{LANES, QuantRows, X_GROUP, X_MAX, X_STEP};
+use crate::simd::{CHUNK, LANES, QuantRows, SMALL};
 use crate::team::{Shares, Team, share};
+
+/// What a step of the first of two planes is worth, in steps of the second. 254 and not 256: both planes then stay
+/// within -127..=127, whose signs AVX2 can turn.
+const PLANE_STEP: i16 = 254;
 
 /// What a set of weights wants of its input.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub(crate) struct Wanted {
     pub floats: bool,
-    pub quantised: bool,
+    /// Integers with a scale for each 32 values.
+    pub small: bool,
+    /// Integers with a scale for each 256 values.
+    pub large: bool,
 }
 
 impl Wanted {
     pub fn or(self, other: Self) -> Self {
-        Self { floats: self.floats || other.floats, quantised: self.quantised || other.quantised }
+        Self { floats: self.floats || other.floats, small: self.small || other.small, large: self.large || other.large }
     }
 }
 
@@ -29,29 +38,72 @@ pub(crate) struct Activations {
     cols: usize,
     /// `[rows, cols padded to 16]`
     floats: Vec<f32>,
-    /// `[rows, cols]`
-    q: Vec<i8>,
-    /// What `q` leaves. `[rows, cols]`
-    r: Vec<i8>,
-    /// `[rows, cols / 32]`
-    d: Vec<f32>,
-    /// `[rows, cols / 16]`
-    sums: Vec<i32>,
+    small: Quantised,
+    large: Quantised,
     /// A row whose heads lie apart, put together.
     joined: Vec<f32>,
 }
 
+/// See [`QuantRows`].
+#[derive(Default)]
+struct Quantised {
+    planes: usize,
+    stride: usize,
+    v: Vec<i8>,
+    d: Vec<f32>,
+    sums16: Vec<i16>,
+    sums32: Vec<i16>,
+}
+
+impl Quantised {
+    fn prepare(&mut self, simd: Simd, team: &Team, x: Source<'_>, block: usize, precision: Precision) {
+        let (rows, cols) = (x.rows * x.heads, x.len);
+        assert!(cols.is_multiple_of(block), "{cols} columns of a format with blocks of {block}");
+        self.planes = precision.planes();
+        self.stride = cols.next_multiple_of(64);
+        let vectors = rows * self.planes;
+        let (stride, blocks) = (self.stride, self.stride / block);
+        self.v.resize(vectors * stride, 0);
+        self.d.resize(vectors * blocks, 0.0);
+        self.sums16.resize(vectors * (stride / 16), 0);
+        self.sums32.resize(vectors * (stride / 32), 0);
+        let (v, d) = (Shares::new(&mut self.v), Shares::new(&mut self.d));
+        let (sums16, sums32) = (Shares::new(&mut self.sums16), Shares::new(&mut self.sums32));
+        let planes = self.planes;
+        team.run_if_worth(rows * cols * 2, |member, members| {
+            for row in share(rows, member, members) {
+                let part = |per_vector: usize| row * planes * per_vector..(row + 1) * planes * per_vector;
+                // SAFETY: each row is one member's; `self` is borrowed until the team is done.
+                let (v, d) = unsafe { (v.part(part(stride)), d.part(part(blocks))) };
+                // SAFETY: as above.
+                let sums = unsafe { [sums16.part(part(stride / 16)), sums32.part(part(stride / 32))] };
+                let x = x.head(row / x.heads, row % x.heads);
+                match (block, planes) {
+                    (SMALL, 1) => quantise_small(simd, x, v, d, sums),
+                    (SMALL, _) => quantise_small_fine(simd, x, v, d, sums),
+                    (_, 1) => quantise_large(simd, x, v, d, sums),
+                    _ => quantise_large_fine(simd, x, v, d, sums),
+                }
+            }
+        });
+    }
+
+    fn rows(&self, block: usize) -> QuantRows<'_> {
+        let Self { planes, stride, ref v, ref d, ref sums16, ref sums32 } = *self;
+        QuantRows { block, planes, stride, v, d, sums16, sums32 }
+    }
+}
+
 impl Activations {
     /// Takes in each head of each row as a row of its own (row `r * heads + h`).
-    pub fn prepare(&mut self, simd: Simd, team: &Team, x: Source<'_>, wanted: Wanted) {
+    pub fn prepare(&mut self, simd: Simd, team: &Team, x: Source<'_>, wanted: Wanted, precision: Precision) {
         let (rows, cols) = (x.rows * x.heads, x.len);
         self.cols = cols;
-        let work = rows * cols;
         if wanted.floats {
             let padded = cols.next_multiple_of(LANES);
             self.floats.resize(rows * padded, 0.0);
             let floats = Shares::new(&mut self.floats);
-            team.run_if_worth(work, |member, members| {
+            team.run_if_worth(rows * cols, |member, members| {
                 for row in share(rows, member, members) {
                     // SAFETY: each row is one member's; `self` is borrowed until the team is done.
                     let out = unsafe { floats.part(row * padded..(row + 1) * padded) };
@@ -60,44 +112,26 @@ impl Activations {
                 }
             });
         }
-        if wanted.quantised {
-            assert!(cols.is_multiple_of(X_GROUP), "{cols} columns of a block format");
-            self.q.resize(rows * cols, 0);
-            self.r.resize(rows * cols, 0);
-            self.d.resize(rows * (cols / X_GROUP), 0.0);
-            self.sums.resize(rows * (cols / 16), 0);
-            let (q, r) = (Shares::new(&mut self.q), Shares::new(&mut self.r));
-            let (d, sums) = (Shares::new(&mut self.d), Shares::new(&mut self.sums));
-            team.run_if_worth(work * 2, |member, members| {
-                for row in share(rows, member, members) {
-                    let part = |per_row: usize| row * per_row..(row + 1) * per_row;
-                    // SAFETY: each row is one member's; `self` is borrowed until the team is done.
-                    let (q, r, d, sums) = unsafe {
-                        (
-                            q.part(part(cols)),
-                            r.part(part(cols)),
-                            d.part(part(cols / X_GROUP)),
-                            sums.part(part(cols / 16)),
-                        )
-                    };
-                    quantise(simd, x.head(row / x.heads, row % x.heads), [q, r], d, sums);
-                }
-            });
+        if wanted.small {
+            self.small.prepare(simd, team, x, SMALL, precision);
+        }
+        if wanted.large {
+            self.large.prepare(simd, team, x, CHUNK, precision);
         }
     }
 
     /// Takes in whole rows, whatever their heads.
-    pub fn prepare_rows(&mut self, simd: Simd, team: &Team, x: Source<'_>, wanted: Wanted) {
+    pub fn prepare_rows(&mut self, simd: Simd, team: &Team, x: Source<'_>, wanted: Wanted, precision: Precision) {
         let x = x.flattened();
         if x.heads == 1 {
-            return self.prepare(simd, team, x, wanted);
+            return self.prepare(simd, team, x, wanted, precision);
         }
         let mut joined = std::mem::take(&mut self.joined);
         joined.clear();
         for row in 0..x.rows {
             (0..x.heads).for_each(|head| joined.extend_from_slice(x.head(row, head)));
         }
-        self.prepare(simd, team, Source::packed(&joined, x.rows, x.width()), wanted);
+        self.prepare(simd, team, Source::packed(&joined, x.rows, x.width()), wanted, precision);
         self.joined = joined;
     }
 
@@ -106,43 +140,74 @@ impl Activations {
         (&self.floats, self.cols.next_multiple_of(LANES))
     }
 
-    pub fn quantised(&self) -> QuantRows<'_> {
-        QuantRows { cols: self.cols, q: &self.q, r: &self.r, d: &self.d, sums: &self.sums }
+    /// The rows with a scale for each `block` values.
+    pub fn quantised(&self, block: usize) -> QuantRows<'_> {
+        match block {
+            SMALL => self.small.rows(block),
+            _ => self.large.rows(block),
+        }
     }
 }
 
 per_isa! {
-    /// `x = d * v` with the integer `v = 254 q + r` and `d = max|x| / 32258` over 32 values, rounded to nearest even;
-    /// `sums` of each 16 of `v`.
-    pub(crate) fn quantise(x: &[f32], planes: [&mut [i8]; 2], d: &mut [f32], sums: &mut [i32]) = quantise_plain
+    fn quantise_small(x: &[f32], v: &mut [i8], d: &mut [f32], sums: [&mut [i16]; 2]) = quantise_plain::<SMALL, 1>
+}
+per_isa! {
+    fn quantise_small_fine(x: &[f32], v: &mut [i8], d: &mut [f32], sums: [&mut [i16]; 2]) = quantise_plain::<SMALL, 2>
+}
+per_isa! {
+    fn quantise_large(x: &[f32], v: &mut [i8], d: &mut [f32], sums: [&mut [i16]; 2]) = quantise_plain::<CHUNK, 1>
+}
+per_isa! {
+    fn quantise_large_fine(x: &[f32], v: &mut [i8], d: &mut [f32], sums: [&mut [i16]; 2]) = quantise_plain::<CHUNK, 2>
 }
 
+/// `x = d v`, rounded to nearest even: with one plane `d = max|x| / 127` over a block; with two, the integer
+/// `max|x| / 32258` counts is `254 v0 + v1`, and `d` is 254 of those steps and one. sums of each 16 and 32 of `v`.
+/// v `[planes, stride]`
 #[inline(always)]
-fn quantise_plain(x: &[f32], [q, r]: [&mut [i8]; 2], d: &mut [f32], sums: &mut [i32]) {
-    let planes = q.as_chunks_mut::<X_GROUP>().0.iter_mut().zip(r.as_chunks_mut::<X_GROUP>().0);
-    for (g, (x, (q, r))) in x.as_chunks::<X_GROUP>().0.iter().zip(planes).enumerate() {
-        let mut most = [0.0f32; 8];
-        for x in x.as_chunks::<8>().0 {
-            for j in 0..8 {
+fn quantise_plain<const BLOCK: usize, const PLANES: usize>(
+    x: &[f32],
+    v: &mut [i8],
+    d: &mut [f32],
+    [sums16, sums32]: [&mut [i16]; 2],
+) {
+    let stride = v.len() / PLANES;
+    v.fill(0); // for the padding
+    for (b, x) in x.as_chunks::<BLOCK>().0.iter().enumerate() {
+        let mut most = [0.0f32; 16];
+        for x in x.as_chunks::<16>().0 {
+            for j in 0..16 {
                 let a = x[j].abs();
                 most[j] = if a > most[j] { a } else { most[j] };
             }
         }
         let most = most.iter().fold(0.0, |most, &a| if a > most { a } else { most });
+        let steps = if PLANES == 1 { 127.0 } else { 127.0 * f32::from(PLANE_STEP) };
         // A scale whose inverse is infinite stands for values too small to matter.
-        let inverse = if most > 1e-33 { X_MAX / most } else { 0.0 };
-        d[g] = most / X_MAX;
-        let mut v = [0i16; X_GROUP];
-        for i in 0..X_GROUP {
-            v[i] = round_i16(x[i] * inverse);
+        let inverse = if most > 1e-33 { steps / most } else { 0.0 };
+        let step = most / steps;
+        d[b] = if PLANES == 1 { step } else { step * f32::from(PLANE_STEP) };
+        if PLANES == 2 {
+            d[stride / BLOCK + b] = step;
+        }
+        for i in 0..BLOCK {
+            let integer = round_i16(x[i] * inverse);
+            if PLANES == 1 {
+                v[b * BLOCK + i] = integer as i8;
+                continue;
+            }
             // Nearest, so that the rest stays within -127..=127; at a tie both neighbours leave such a rest.
-            let high = round_i16(f32::from(v[i]) * (1.0 / X_STEP as f32));
-            q[i] = high as i8;
-            r[i] = (v[i] - high * X_STEP as i16) as i8;
+            let high = round_i16(f32::from(integer) * (1.0 / f32::from(PLANE_STEP)));
+            v[b * BLOCK + i] = high as i8;
+            v[stride + b * BLOCK + i] = (integer - high * PLANE_STEP) as i8;
         }
-        for (half, v) in v.as_chunks::<16>().0.iter().enumerate() {
-            sums[g * 2 + half] = v.iter().map(|&v| i32::from(v)).sum();
-        }
+    }
+    for (v, sum) in v.as_chunks::<16>().0.iter().zip(&mut *sums16) {
+        *sum = v.iter().map(|&v| i16::from(v)).sum();
+    }
+    for ([a, b], sum) in sums16.as_chunks::<2>().0.iter().zip(sums32) {
+        *sum = a + b;
     }
 }
 
@@ -152,41 +217,59 @@ mod tests {
     use crate::isa::Isa;
     use crate::testing;
 
-    impl Activations {
-        fn integer(&self, i: usize) -> i32 {
-            X_STEP * i32::from(self.q[i]) + i32::from(self.r[i])
-        }
-    }
-
     #[test]
     fn quantised_rows_are_close_and_the_same_everywhere() {
         let team = Team::new(2).unwrap();
-        let (rows, cols) = (5, 96);
+        let (rows, cols) = (5, 512);
         let mut x = testing::normal(7, rows * cols);
-        x[..32].fill(0.0);
-        x[33] = 1e-40;
-        let mut first: Option<Activations> = None;
-        for simd in testing::every_simd() {
-            let mut a = Activations::default();
-            let wanted = Wanted { floats: true, quantised: true };
-            a.prepare(simd, &team, Source::packed(&x, rows, cols), wanted);
-            assert_eq!(a.floats().0, x);
-            for (i, &x) in x.iter().enumerate() {
-                let (d, v) = (a.d[i / 32], a.integer(i));
-                // Half a step, and what f32 loses on the way at 15 bits.
-                assert!((d * v as f32 - x).abs() <= d * 0.51 + 1e-33, "value {i} at {}", simd.isa());
-                assert!(a.q[i] > i8::MIN && a.r[i] > i8::MIN, "the kernels take no -128");
-            }
-            for (i, &sum) in a.sums.iter().enumerate() {
-                assert_eq!(sum, (i * 16..(i + 1) * 16).map(|i| a.integer(i)).sum::<i32>());
-            }
-            match &first {
-                Some(f) => {
-                    assert_eq!((&f.q, &f.r, &f.d, &f.sums), (&a.q, &a.r, &a.d, &a.sums), "{}", simd.isa());
+        x[..256].fill(0.0);
+        x[257] = 1e-40;
+        for precision in [Precision::Int8, Precision::Int16] {
+            let mut first: Option<Activations> = None;
+            for simd in testing::every_simd() {
+                let mut a = Activations::default();
+                let wanted = Wanted { floats: true, small: true, large: true };
+                a.prepare(simd, &team, Source::packed(&x, rows, cols), wanted, precision);
+                assert_eq!(a.floats().0, x);
+                for block in [SMALL, CHUNK] {
+                    let q = a.quantised(block);
+                    for (i, &x) in x.iter().enumerate() {
+                        let (row, col) = (i / cols, i % cols);
+                        let at = |plane| (row * q.planes + plane) * cols + col;
+                        let got: f32 = (0..q.planes).map(|p| q.d[at(p) / block] * f32::from(q.v[at(p)])).sum();
+                        // Half a step, and what f32 loses on the way at 15 bits.
+                        let step = q.d[at(q.planes - 1) / block];
+                        assert!((got - x).abs() <= step * 0.51 + 1e-33, "{precision:?}: value {i} at {}", simd.isa());
+                        assert!(q.v[at(0)] > i8::MIN, "the kernels take no -128");
+                    }
+                    for (sums, of) in [(q.sums16, 16), (q.sums32, 32)] {
+                        assert_eq!(sums.len(), q.v.len() / of);
+                        for (sum, v) in sums.iter().zip(q.v.chunks(of)) {
+                            assert_eq!(*sum, v.iter().map(|&v| i16::from(v)).sum::<i16>());
+                        }
+                    }
+                    if let Some(first) = &first {
+                        let f = first.quantised(block);
+                        assert!((f.v, f.sums16, f.sums32) == (q.v, q.sums16, q.sums32) && f.d == q.d, "{}", simd.isa());
+                    }
                 }
-                None => first = Some(a),
+                first.get_or_insert(a);
             }
         }
         assert_eq!(testing::every_simd()[0].isa(), Isa::Portable);
+    }
+
+    #[test]
+    fn padding_is_zero() {
+        let (team, simd) = (Team::new(1).unwrap(), testing::every_simd()[0]);
+        let mut a = Activations::default();
+        let wanted = Wanted { small: true, ..Default::default() };
+        for cols in [64, 32] {
+            let x = testing::normal(1, 3 * cols);
+            a.prepare(simd, &team, Source::packed(&x, 3, cols), wanted, Precision::Int16);
+        }
+        let q = a.quantised(SMALL);
+        assert_eq!((q.stride, q.rows()), (64, 3));
+        assert!(q.v.chunks(64).all(|v| v[32..].iter().all(|&v| v == 0) && v[..32].iter().any(|&v| v != 0)));
     }
 }

@@ -16,16 +16,22 @@ pub(crate) fn ffn(core: &Core, x: View<'_>, weights: &FfnWeights, out: ViewMut<'
     let gated = weights.storage::<Gated>();
     let rows = RowSet::Even { first: 0, step: 1, count: x.rows };
     let scratch = &mut *core.scratch();
-    scratch.x.prepare_rows(core.simd, &core.team, x, gated.gate.wanted().or(gated.up.wanted()));
+    scratch.products.x.prepare_rows(
+        core.simd,
+        &core.team,
+        x,
+        gated.gate.wanted().or(gated.up.wanted()),
+        core.precision,
+    );
     let inner = x.rows * weights.intermediate;
     grow(&mut scratch.inner, inner);
     let job = Job { matrix: &gated.gate, up: Some(&gated.up), bias: &[], x_rows: rows, out_rows: rows, out_offset: 0 };
-    run_jobs(core, &[job], &scratch.x, &mut scratch.inner[..inner], weights.intermediate);
+    run_jobs(core, &[job], &mut scratch.products, &mut scratch.inner[..inner], weights.intermediate);
     let inner = Source::packed(&scratch.inner[..inner], x.rows, weights.intermediate);
-    scratch.x.prepare(core.simd, &core.team, inner, gated.down.wanted());
+    scratch.products.x.prepare(core.simd, &core.team, inner, gated.down.wanted(), core.precision);
     let down = &gated.down;
     let job = Job { matrix: down, up: None, bias: &[], x_rows: rows, out_rows: rows, out_offset: out.offset };
-    run_jobs(core, &[job], &scratch.x, out.values, out.row_stride);
+    run_jobs(core, &[job], &mut scratch.products, out.values, out.row_stride);
 }
 
 /// Slots of a routing in the order of their experts.
@@ -81,7 +87,13 @@ pub(crate) fn experts(core: &Core, x: View<'_>, routing: &Routing, weights: &Exp
     let wanted =
         |of: fn(&Gated) -> Wanted| active.iter().map(|&e| of(&all[e])).reduce(|a, b| a.or(b)).unwrap_or_default();
 
-    scratch.x.prepare_rows(core.simd, &core.team, x, wanted(|e| e.gate.wanted().or(e.up.wanted())));
+    scratch.products.x.prepare_rows(
+        core.simd,
+        &core.team,
+        x,
+        wanted(|e| e.gate.wanted().or(e.up.wanted())),
+        core.precision,
+    );
     grow(&mut scratch.inner, slots * intermediate);
     let inner = &mut scratch.inner[..slots * intermediate]; // [slots, intermediate]
     let gate_up = active.iter().map(|&e| Job {
@@ -92,9 +104,10 @@ pub(crate) fn experts(core: &Core, x: View<'_>, routing: &Routing, weights: &Exp
         out_rows: RowSet::List(&grouped.slots[grouped.of(e)]),
         out_offset: 0,
     });
-    run_jobs(core, &gate_up.collect::<Vec<_>>(), &scratch.x, inner, intermediate);
+    run_jobs(core, &gate_up.collect::<Vec<_>>(), &mut scratch.products, inner, intermediate);
 
-    scratch.x.prepare(core.simd, &core.team, Source::packed(inner, slots, intermediate), wanted(|e| e.down.wanted()));
+    let of_inner = Source::packed(inner, slots, intermediate);
+    scratch.products.x.prepare(core.simd, &core.team, of_inner, wanted(|e| e.down.wanted()), core.precision);
     grow(&mut scratch.outer, slots * hidden);
     let outer = &mut scratch.outer[..slots * hidden]; // [slots, hidden]
     let down = active.iter().map(|&e| Job {
@@ -105,7 +118,7 @@ pub(crate) fn experts(core: &Core, x: View<'_>, routing: &Routing, weights: &Exp
         out_rows: RowSet::List(&grouped.slots[grouped.of(e)]),
         out_offset: 0,
     });
-    run_jobs(core, &down.collect::<Vec<_>>(), &scratch.x, outer, hidden);
+    run_jobs(core, &down.collect::<Vec<_>>(), &mut scratch.products, outer, hidden);
     sum_slots(core, Source::packed(outer, slots, hidden), &routed.weights[..slots], out);
 }
 

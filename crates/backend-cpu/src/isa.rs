@@ -14,11 +14,13 @@ pub enum Isa {
     Avx2,
     /// x86-64 with AVX-512 F, BW, DQ, VL and VNNI.
     Avx512,
+    /// The same with AMX tiles of int8.
+    Amx,
 }
 
 impl Isa {
     /// From the slowest to the fastest.
-    pub const ALL: [Isa; 3] = [Isa::Portable, Isa::Avx2, Isa::Avx512];
+    pub const ALL: [Isa; 4] = [Isa::Portable, Isa::Avx2, Isa::Avx512, Isa::Amx];
 
     /// The fastest that this machine has.
     pub fn detect() -> Self {
@@ -40,8 +42,10 @@ impl Isa {
                     && is_x86_feature_detected!("avx512vl")
                     && is_x86_feature_detected!("avx512vnni")
             }
+            #[cfg(target_arch = "x86_64")]
+            Isa::Amx => Isa::Avx512.available() && crate::simd::amx::available(),
             #[cfg(not(target_arch = "x86_64"))]
-            Isa::Avx2 | Isa::Avx512 => false,
+            Isa::Avx2 | Isa::Avx512 | Isa::Amx => false,
         }
     }
 
@@ -51,6 +55,7 @@ impl Isa {
             Isa::Portable => "portable",
             Isa::Avx2 => "avx2",
             Isa::Avx512 => "avx512",
+            Isa::Amx => "amx",
         }
     }
 }
@@ -68,7 +73,7 @@ impl fmt::Display for Isa {
 
 /// A name that is no instruction set of ours.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
-#[error("'{0}' is no instruction set: portable, avx2 or avx512")]
+#[error("'{0}' is no instruction set: portable, avx2, avx512 or amx")]
 pub struct UnknownIsa(pub String);
 
 impl FromStr for Isa {
@@ -121,7 +126,7 @@ macro_rules! per_isa {
             match simd.isa() {
                 // SAFETY: a `Simd` of this set exists, so the machine has its instructions.
                 #[cfg(target_arch = "x86_64")]
-                $crate::isa::Isa::Avx512 => unsafe { avx512($($arg),*) },
+                $crate::isa::Isa::Avx512 | $crate::isa::Isa::Amx => unsafe { avx512($($arg),*) },
                 // SAFETY: as above.
                 #[cfg(target_arch = "x86_64")]
                 $crate::isa::Isa::Avx2 => unsafe { avx2($($arg),*) },
@@ -143,7 +148,7 @@ mod tests {
         }
         assert_eq!(
             "sse9".parse::<Isa>().unwrap_err().to_string(),
-            "'sse9' is no instruction set: portable, avx2 or avx512"
+            "'sse9' is no instruction set: portable, avx2, avx512 or amx"
         );
         assert!(Isa::detect().available());
     }

@@ -11,20 +11,21 @@
 //! - **Float weights** (F32 F16 BF16 FP8): activations in f32. A dot is spread over 16 lanes: lane `j` takes the
 //!   values `j, j + 16, ...` in order, each by one fused multiply-add; the lanes are added as a tree (`j` and `j + 8`,
 //!   `j + 4`, `j + 2`, `j + 1`). An FP8 weight is first multiplied by the scale of its block, rounded to f32.
-//! - **Block formats**: each row of activations is quantised once to integers `v` of 16 bits (two planes of int8,
-//!   `v = 254 q + r`), one f32 scale `max|x| / 32258` to 32 values, rounded to nearest even; all weights that the row
-//!   meets share it. For each group of 16 or 32 weights that share a scale `d` (and minimum `m`), in order:
-//!   `acc = fma(d * x.d, i, acc)` with the exact integer `i = sum((q - offset) * x.v)`, then with minima
-//!   `acc = fma(m, x.d * sum(x.v), acc)`.
+//! - **Block formats**: each row of activations is quantised once to int8 ([`Precision`]: one plane, or two for 16
+//!   bits), and all weights that the row meets share it. Blocks of 32 weights (Q8_0, Q4_0, ...) meet activations with
+//!   a scale for each 32, blocks of 256 (K-quants, IQ4_XS), whose scales within are integers, activations with a scale
+//!   for each 256. For each block in order, with its scale `d` (and minimum `m`), for each plane:
+//!   `acc = fma(d * x.d, i, acc)` with the exact integer `i` of all that the scales leave, then with minima
+//!   `acc = fma(m * x.d, j, acc)`. Blocks of 32 go by turns to two sums, which are added at the end.
 //! - **Attention** runs over an f16 cache in f32, in tiles and splits counted from position 0 (see `attention.rs`).
 //! - **exp** and what is built on it are our own polynomial; square roots and divisions are IEEE's. Products are fused
 //!   with sums only where it says so, and there always: without hardware for it, a slow exact function is called.
 
 mod activations;
 mod attention;
-mod bandwidth;
 mod experts;
 mod isa;
+mod limits;
 mod linear;
 mod math;
 mod memory;
@@ -36,6 +37,7 @@ mod step;
 mod team;
 #[cfg(test)]
 mod testing;
+mod tiles;
 mod unpack;
 mod weights;
 
@@ -59,6 +61,28 @@ pub struct CpuConfig {
     pub threads: usize,
     /// The instruction set to use; `None`: the best that the machine has.
     pub isa: Option<Isa>,
+    /// How finely activations are rounded where they meet weights of a block format.
+    pub precision: Precision,
+}
+
+/// How finely activations are rounded where they meet weights of a block format.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Precision {
+    /// To 127 steps of the largest in a block: what llama.cpp does.
+    #[default]
+    Int8,
+    /// To 32258 steps, at the price of a second integer product.
+    Int16,
+}
+
+impl Precision {
+    /// Planes of int8.
+    const fn planes(self) -> usize {
+        match self {
+            Precision::Int8 => 1,
+            Precision::Int16 => 2,
+        }
+    }
 }
 
 /// All cores of this machine as one device.
@@ -70,6 +94,7 @@ pub struct CpuBackend {
 /// What every op needs.
 pub(crate) struct Core {
     simd: isa::Simd,
+    precision: Precision,
     team: team::Team,
     /// One for each member of the team, who alone locks it.
     workers: Vec<Mutex<WorkerScratch>>,
@@ -85,13 +110,21 @@ pub(crate) struct WorkerScratch {
 /// What an op as a whole works in; held while it runs. Reused from op to op.
 #[derive(Default)]
 pub(crate) struct OpScratch {
-    x: activations::Activations,
+    products: Products,
     grouped: experts::Grouped,
     /// Activations between the two halves of a feed-forward.
     inner: Vec<f32>,
     /// Outputs of experts before they are summed.
     outer: Vec<f32>,
     router: route::RouterScratch,
+}
+
+/// The input of matrix products.
+#[derive(Default)]
+pub(crate) struct Products {
+    x: activations::Activations,
+    /// The same as tiles.
+    arranged: tiles::Arranged,
 }
 
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
@@ -107,7 +140,8 @@ impl Core {
         };
         let worker = || WorkerScratch { panels: linear::PanelScratch::new(), attention: Default::default() };
         let workers = (0..threads).map(|_| Mutex::new(worker())).collect();
-        Ok(Self { simd, team: team::Team::new(threads)?, workers, scratch: Mutex::default() })
+        let team = team::Team::new(threads)?;
+        Ok(Self { simd, precision: config.precision, team, workers, scratch: Mutex::default() })
     }
 
     fn worker(&self, member: usize) -> MutexGuard<'_, WorkerScratch> {
@@ -151,7 +185,12 @@ impl CpuBackend {
     /// # Errors
     /// [`BackendError::OutOfMemory`]
     pub fn measure_read_bandwidth(&self, buffer_bytes: usize) -> Result<f64> {
-        bandwidth::measure(&self.core, buffer_bytes)
+        limits::measure(&self.core, buffer_bytes)
+    }
+
+    /// 10^12 operations a second that all threads together do on int8 tiles at hand; `None` where AMX is not in use.
+    pub fn measure_tile_peak(&self) -> Option<f64> {
+        limits::tile_peak(&self.core)
     }
 }
 

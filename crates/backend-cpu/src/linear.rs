@@ -1,24 +1,33 @@
 //! Matrix products: the weight rows are cut into panels of 16 outputs, panels are shared among the team, and each
-//! panel is unpacked once for up to 128 rows of activations.
+//! panel is unpacked once for up to 128 rows of activations, or more where they meet it as tiles (`tiles.rs`).
 //!
 //! A thread never shares an output with another: the dimension that is summed over is not split.
 
+use std::ops::Range;
+use std::sync::atomic::{AtomicUsize, Ordering};
+
 use lingqu_backend::{View, ViewMut, Weight};
 
-use crate::Core;
 use crate::activations::{Activations, Wanted};
-use crate::isa::Simd;
+use crate::isa::{Simd, per_isa};
 use crate::math::silu;
 use crate::memory::{Source, Target};
-use crate::simd::{self as kernels, CHUNK, Dots, FLOAT_ROWS, LANES, LaneSums, PANEL_ROWS, Panel, Tile, Unpacked};
+use crate::simd::{
+    self as kernels, CHUNK, Codes, Dots, FLOAT_ROWS, LANES, LaneSums, PANEL_ROWS, Stretch, Sums, reduce,
+};
 use crate::team::Shares;
+use crate::tiles::{self, Arranged};
 use crate::unpack;
 use crate::weights::{Heads, Linear, Matrix, padded};
+use crate::{Core, Products};
 
 /// Rows of activations that meet a panel while it is unpacked.
 const ROWS_MAX: usize = 128;
 /// The same for floats, whose partial sums are wider.
 const FLOAT_TILE_ROWS: usize = 32;
+
+/// What a piece of work should cost at least, in cycles or so: much more than taking it.
+const PIECE_COST: usize = 40_000;
 
 /// Some rows of a matrix of activations or outputs.
 #[derive(Clone, Copy)]
@@ -33,14 +42,14 @@ pub(crate) enum RowSet<'a> {
 }
 
 impl RowSet<'_> {
-    fn count(&self) -> usize {
+    pub fn count(&self) -> usize {
         match self {
             RowSet::Even { count, .. } => *count,
             RowSet::List(rows) => rows.len(),
         }
     }
 
-    fn get(&self, i: usize) -> usize {
+    pub fn get(&self, i: usize) -> usize {
         match self {
             RowSet::Even { first, step, .. } => first + i * step,
             RowSet::List(rows) => rows[i] as usize,
@@ -63,68 +72,123 @@ pub(crate) struct Job<'a> {
 }
 
 impl Job<'_> {
-    fn panels(&self) -> usize {
+    pub fn panels(&self) -> usize {
         self.matrix.rows().div_ceil(PANEL_ROWS)
     }
 
-    /// What a panel costs, in units of one row of activations times one value of the weights' rows.
-    fn panel_cost(&self) -> usize {
-        const UNPACKING_ROWS: usize = 6;
+    /// What a panel costs, in cycles or so.
+    fn panel_cost(&self, tiled: bool) -> usize {
         let matrices = 1 + usize::from(self.up.is_some());
-        (UNPACKING_ROWS + self.x_rows.count()) * self.matrix.cols().max(1) * matrices
+        let rows = self.x_rows.count();
+        let per_chunk = if tiled { 650 + 16 * rows.next_multiple_of(tiles::COLUMNS) } else { 350 + 100 * rows };
+        per_chunk * self.matrix.cols().div_ceil(CHUNK).max(1) * matrices
+    }
+}
+
+/// The matrix of outputs, of which each panel writes its own part.
+#[derive(Clone, Copy)]
+pub(crate) struct Output {
+    values: Shares<f32>,
+    stride: usize,
+}
+
+impl Output {
+    /// Writes the outputs of a panel for row `i` of its job, with their biases.
+    ///
+    /// # Safety
+    /// The panel must be the caller's alone.
+    pub unsafe fn write(&self, job: &Job<'_>, panel: usize, i: usize, values: &[f32; PANEL_ROWS]) {
+        let first = panel * PANEL_ROWS;
+        let width = (job.matrix.rows() - first).min(PANEL_ROWS);
+        let at = job.out_rows.get(i) * self.stride + job.out_offset + first;
+        // SAFETY: these outputs are the panel's.
+        let out = unsafe { self.values.part(at..at + width) };
+        out.copy_from_slice(&values[..width]);
+        if !job.bias.is_empty() {
+            out.iter_mut().zip(&job.bias[first..]).for_each(|(out, bias)| *out += bias);
+        }
     }
 }
 
 /// What one member of the team unpacks into.
 pub(crate) struct PanelScratch {
-    unpacked: Box<Unpacked>,
-    panel: Box<Panel>,
+    pub codes: Box<Codes>,
     /// `[8, 256]`
     floats: Vec<f32>,
     lanes: Vec<LaneSums>,
-    sums: [Vec<[f32; PANEL_ROWS]>; 2],
+    sums: [Vec<Sums>; 2],
+    pub tiles: tiles::Scratch,
 }
 
 impl PanelScratch {
     pub fn new() -> Self {
-        let rows = || vec![[0.0; PANEL_ROWS]; ROWS_MAX];
+        let rows = || vec![[[0.0; PANEL_ROWS]; 2]; ROWS_MAX];
         Self {
-            unpacked: Box::new(Unpacked { q: [[0; _]; _], d: [[0.0; _]; _], m: [[0.0; _]; _] }),
-            panel: Box::new(Panel { q: [[[0; _]; _]; _], d: [[0.0; _]; _], m: [[0.0; _]; _] }),
+            codes: Codes::boxed(),
             floats: vec![0.0; FLOAT_ROWS * CHUNK],
             lanes: vec![[[0.0; LANES]; FLOAT_ROWS]; FLOAT_TILE_ROWS],
             sums: [rows(), rows()],
+            tiles: Default::default(),
         }
     }
 }
 
 /// Runs jobs over the same activations and output matrix `[.., out_stride]`, shared among the team by cost. The
 /// outputs of different jobs must not overlap.
-pub(crate) fn run_jobs(core: &Core, jobs: &[Job<'_>], x: &Activations, out: &mut [f32], out_stride: usize) {
-    let total: usize = jobs.iter().map(|job| job.panels() * job.panel_cost()).sum();
-    let out = Shares::new(out);
-    core.team.run_if_worth(total / 4, |member, members| {
-        let (low, high) = (share_of(total, member, members), share_of(total, member + 1, members));
-        let mut worker = core.worker(member);
-        let mut base = 0;
-        for job in jobs {
-            // A panel is the member's in whose share its cost begins.
-            let (panels, cost) = (job.panels(), job.panel_cost());
-            let first = low.saturating_sub(base).div_ceil(cost).min(panels);
-            let last = high.saturating_sub(base).div_ceil(cost).min(panels);
-            base += panels * cost;
-            for start in (0..job.x_rows.count()).step_by(ROWS_MAX) {
-                let count = (job.x_rows.count() - start).min(ROWS_MAX);
-                for panel in first..last {
-                    run_panel(core, job, panel, [start, count], x, &mut worker.panels, out, out_stride);
-                }
+pub(crate) fn run_jobs(core: &Core, jobs: &[Job<'_>], products: &mut Products, out: &mut [f32], out_stride: usize) {
+    let Products { x, arranged } = products;
+    arranged.prepare(core, jobs, x);
+    let (x, arranged) = (&*x, &*arranged);
+    let cost_of = |(i, job): (usize, &Job<'_>)| job.panel_cost(arranged.has(i));
+    let total: usize = jobs.iter().enumerate().map(|(i, job)| job.panels() * cost_of((i, job))).sum();
+    let out = Output { values: Shares::new(out), stride: out_stride };
+    // More pieces than members, taken as they come: a member whose core is shared with others falls behind.
+    let members = core.team.members();
+    let pieces = (total / PIECE_COST).clamp(members, members * 8);
+    let next = AtomicUsize::new(0);
+    core.team.run_if_worth(total / 16, |member, _| {
+        let scratch = &mut core.worker(member).panels;
+        loop {
+            let piece = next.fetch_add(1, Ordering::Relaxed);
+            if piece >= pieces {
+                return;
+            }
+            let (low, high) = (share_of(total, piece, pieces), share_of(total, piece + 1, pieces));
+            let mut base = 0;
+            for (i, job) in jobs.iter().enumerate() {
+                // A panel is in the piece in whose share its cost begins.
+                let (panels, cost) = (job.panels(), cost_of((i, job)));
+                let first = low.saturating_sub(base).div_ceil(cost).min(panels);
+                let last = high.saturating_sub(base).div_ceil(cost).min(panels);
+                base += panels * cost;
+                run_panels(core, job, first..last, (x, arranged, i), scratch, out);
             }
         }
     });
 }
 
-fn share_of(total: usize, member: usize, members: usize) -> usize {
-    (total as u128 * member as u128 / members as u128) as usize
+/// Some panels of job `i`.
+fn run_panels(
+    core: &Core,
+    job: &Job<'_>,
+    panels: Range<usize>,
+    (x, arranged, i): (&Activations, &Arranged, usize),
+    scratch: &mut PanelScratch,
+    out: Output,
+) {
+    if arranged.has(i) {
+        return tiles::run_panels(core, job, (arranged, i), panels, scratch, out);
+    }
+    for start in (0..job.x_rows.count()).step_by(ROWS_MAX) {
+        let count = (job.x_rows.count() - start).min(ROWS_MAX);
+        for panel in panels.clone() {
+            run_panel(core, job, panel, [start, count], x, scratch, out);
+        }
+    }
+}
+
+fn share_of(total: usize, piece: usize, pieces: usize) -> usize {
+    (total as u128 * piece as u128 / pieces as u128) as usize
 }
 
 /// One panel of a job for `count` of its rows from `start` on.
@@ -136,36 +200,38 @@ fn run_panel(
     [start, count]: [usize; 2],
     x: &Activations,
     scratch: &mut PanelScratch,
-    out: Shares<f32>,
-    out_stride: usize,
+    out: Output,
 ) {
     let mut rows = [0; ROWS_MAX];
     for (i, row) in rows[..count].iter_mut().enumerate() {
         *row = job.x_rows.get(start + i) as u32;
     }
     let inputs = Inputs { simd: core.simd, x, rows: &rows[..count] };
-    let [mut sums, mut gated] = std::mem::take(&mut scratch.sums);
+    let [mut sums, mut of_up] = std::mem::take(&mut scratch.sums);
     panel_dots(inputs, job.matrix, panel, scratch, &mut sums[..count]);
     if let Some(up) = job.up {
-        panel_dots(inputs, up, panel, scratch, &mut gated[..count]);
-        for (gate, up) in sums[..count].iter_mut().zip(&gated[..count]) {
-            for lane in 0..PANEL_ROWS {
-                gate[lane] = silu(gate[lane]) * up[lane];
-            }
+        panel_dots(inputs, up, panel, scratch, &mut of_up[..count]);
+        for (gate, up) in sums[..count].iter_mut().zip(&of_up[..count]) {
+            gated(core.simd, &mut gate[0], &up[0]);
         }
     }
-    let first = panel * PANEL_ROWS;
-    let width = (job.matrix.rows() - first).min(PANEL_ROWS);
-    for (i, sums) in sums[..count].iter().enumerate() {
-        let at = job.out_rows.get(start + i) * out_stride + job.out_offset + first;
-        // SAFETY: these outputs are this panel's, and the panel is this member's alone.
-        let out = unsafe { out.part(at..at + width) };
-        out.copy_from_slice(&sums[..width]);
-        if !job.bias.is_empty() {
-            out.iter_mut().zip(&job.bias[first..]).for_each(|(out, bias)| *out += bias);
-        }
+    for (i, [sums, _]) in sums[..count].iter().enumerate() {
+        // SAFETY: a panel is in one piece of work, and a piece is one member's.
+        unsafe { out.write(job, panel, start + i, sums) };
     }
-    scratch.sums = [sums, gated];
+    scratch.sums = [sums, of_up];
+}
+
+per_isa! {
+    /// `gate = silu(gate) * up`
+    pub(crate) fn gated(gate: &mut [f32], up: &[f32]) = gated_plain
+}
+
+#[inline(always)]
+fn gated_plain(gate: &mut [f32], up: &[f32]) {
+    for (gate, up) in gate.iter_mut().zip(up) {
+        *gate = silu(*gate) * up;
+    }
 }
 
 /// Rows of activations that meet a panel.
@@ -176,34 +242,23 @@ struct Inputs<'a> {
     rows: &'a [u32],
 }
 
-/// The dots of a panel's weight rows with some rows. sums `[rows, 16]`
-fn panel_dots(
-    inputs: Inputs<'_>,
-    matrix: &Matrix,
-    panel: usize,
-    scratch: &mut PanelScratch,
-    sums: &mut [[f32; PANEL_ROWS]],
-) {
+/// The dots of a panel's weight rows with some rows, in the first half of each's sums. sums `[rows]`
+fn panel_dots(inputs: Inputs<'_>, matrix: &Matrix, panel: usize, scratch: &mut PanelScratch, sums: &mut [Sums]) {
     let Inputs { simd, x, rows } = inputs;
     let first = panel * PANEL_ROWS;
-    match matrix.scheme {
-        None => {
-            for half in 0..2 {
-                float_dots(inputs, matrix, [first, half], scratch, sums);
-            }
-        }
-        Some(scheme) => {
-            sums.fill([0.0; PANEL_ROWS]);
-            let count = (matrix.rows() - first).min(PANEL_ROWS);
-            let stored = matrix.stored();
-            for start in (0..matrix.cols()).step_by(CHUNK) {
-                let len = (matrix.cols() - start).min(CHUNK);
-                unpack::unpack(simd, stored, first, count, start, len, &mut scratch.unpacked);
-                kernels::interleave(simd, &scratch.unpacked, &mut scratch.panel);
-                let tile = Tile { scheme, panel: &scratch.panel, x: x.quantised(), start, len, rows };
-                kernels::tile(simd, tile, sums);
-            }
-        }
+    let Some(scheme) = matrix.scheme else {
+        return (0..2).for_each(|half| float_dots(inputs, matrix, [first, half], scratch, sums));
+    };
+    sums.fill([[0.0; PANEL_ROWS]; 2]);
+    let count = (matrix.rows() - first).min(PANEL_ROWS);
+    let (stored, x) = (matrix.stored(), x.quantised(scheme.block));
+    for start in (0..matrix.cols()).step_by(CHUNK) {
+        let len = (matrix.cols() - start).min(CHUNK);
+        let direct = unpack::prepare(simd, stored, [first, count], [start, len], &mut scratch.codes);
+        kernels::stretch(simd, Stretch { scheme, codes: &scratch.codes, direct, x, start, len, rows }, sums);
+    }
+    for [even, odd] in sums {
+        (0..PANEL_ROWS).for_each(|lane| even[lane] += odd[lane]);
     }
 }
 
@@ -213,7 +268,7 @@ fn float_dots(
     matrix: &Matrix,
     [first, half]: [usize; 2],
     scratch: &mut PanelScratch,
-    sums: &mut [[f32; PANEL_ROWS]],
+    sums: &mut [Sums],
 ) {
     let Inputs { simd, x, rows } = inputs;
     let first = first + half * FLOAT_ROWS;
@@ -237,7 +292,7 @@ fn float_dots(
         }
         for (lanes, sums) in lanes.iter().zip(sums) {
             for (i, lanes) in lanes.iter().enumerate() {
-                sums[half * FLOAT_ROWS + i] = kernels::reduce(lanes);
+                sums[0][half * FLOAT_ROWS + i] = reduce(lanes);
             }
         }
     }
@@ -249,7 +304,7 @@ pub(crate) fn linear(core: &Core, x: View<'_>, weight: &Weight, out: ViewMut<'_>
     assert!(x.width() == weight.cols && out.len == weight.rows && x.rows == out.rows, "shapes of a linear layer");
     let scratch = &mut *core.scratch();
     let wanted = layer.parts.iter().fold(Wanted::default(), |wanted, part| wanted.or(part.wanted()));
-    scratch.x.prepare_rows(core.simd, &core.team, x, wanted);
+    scratch.products.x.prepare_rows(core.simd, &core.team, x, wanted, core.precision);
     let mut first = 0;
     let jobs: Vec<Job<'_>> = layer
         .parts
@@ -262,7 +317,7 @@ pub(crate) fn linear(core: &Core, x: View<'_>, weight: &Weight, out: ViewMut<'_>
             Job { matrix, up: None, bias, x_rows: rows, out_rows: rows, out_offset }
         })
         .collect();
-    run_jobs(core, &jobs, &scratch.x, out.values, out.row_stride);
+    run_jobs(core, &jobs, &mut scratch.products, out.values, out.row_stride);
 }
 
 pub(crate) fn linear_heads(core: &Core, x: View<'_>, weight: &Weight, out: ViewMut<'_>) {
@@ -276,7 +331,7 @@ pub(crate) fn linear_heads(core: &Core, x: View<'_>, weight: &Weight, out: ViewM
     );
     let scratch = &mut *core.scratch();
     let wanted = heads.iter().fold(Wanted::default(), |wanted, head| wanted.or(head.wanted()));
-    scratch.x.prepare(core.simd, &core.team, x, wanted);
+    scratch.products.x.prepare(core.simd, &core.team, x, wanted, core.precision);
     let jobs: Vec<Job<'_>> = heads
         .iter()
         .enumerate()
@@ -289,5 +344,5 @@ pub(crate) fn linear_heads(core: &Core, x: View<'_>, weight: &Weight, out: ViewM
             out_offset: out.offset + head * out.head_stride,
         })
         .collect();
-    run_jobs(core, &jobs, &scratch.x, out.values, out.row_stride);
+    run_jobs(core, &jobs, &mut scratch.products, out.values, out.row_stride);
 }

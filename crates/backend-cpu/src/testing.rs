@@ -58,24 +58,3 @@ pub(crate) fn decoded(tensor: &HostTensor) -> Vec<f32> {
     values.chunks_mut(tensor.cols).enumerate().for_each(|(row, out)| matrix.decode_row(row, out));
     values
 }
-
-/// A value of zeros on the heap.
-pub(crate) fn zeroed<T: Zeros>() -> Box<T> {
-    T::zeros()
-}
-
-pub(crate) trait Zeros {
-    fn zeros() -> Box<Self>;
-}
-
-impl Zeros for crate::simd::Unpacked {
-    fn zeros() -> Box<Self> {
-        Box::new(Self { q: [[0; _]; _], d: [[0.0; _]; _], m: [[0.0; _]; _] })
-    }
-}
-
-impl Zeros for crate::simd::Panel {
-    fn zeros() -> Box<Self> {
-        Box::new(Self { q: [[[0; _]; _]; _], d: [[0.0; _]; _], m: [[0.0; _]; _] })
-    }
-}

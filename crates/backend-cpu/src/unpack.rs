@@ -1,31 +1,30 @@
-//! From the stored bytes of 16 weight rows to what the kernels read: a panel of integers, or f32 rows.
+//! From the stored bytes of 16 weight rows to what the kernels read: codes and their scales, or f32 rows.
 //!
 //! Layouts are those of `lingqu_tensor::quant`, which is the definition; this is the same, arranged to vectorise.
 
 use lingqu_tensor::Format;
 use lingqu_tensor::quant::{IQ4_VALUES, q3_k_scales};
 
-use crate::isa::per_isa;
+use crate::isa::{Simd, per_isa};
 use crate::math::{f16_to_f32, fp8_to_f32};
-use crate::simd::{CHUNK, PANEL_ROWS, Scheme, Unpacked};
+use crate::simd::{self, CHUNK, Codes, Direct, PANEL_ROWS, SMALL, Scheme};
 
-/// How the integers of a format become values, or `None` for formats of floats.
+/// How the codes of a format become values, or `None` for formats of floats.
 pub(crate) fn scheme(format: Format) -> Option<Scheme> {
-    let (group, offset, mins) = match format {
+    let (block, group, offset, mins) = match format {
         Format::F32 | Format::F16 | Format::Bf16 | Format::Fp8E4M3 => return None,
-        Format::Q8_0 | Format::Iq4Nl | Format::Iq4Xs => (32, 128, false),
-        Format::Q4_0 => (32, 8, false),
-        Format::Q5_0 => (32, 16, false),
-        Format::Q4_1 | Format::Q5_1 | Format::Q4K | Format::Q5K => (32, 0, true),
-        Format::Q2K => (16, 0, true),
-        Format::Q3K => (16, 4, false),
-        Format::Q6K => (16, 32, false),
+        Format::Q8_0 | Format::Iq4Nl => (SMALL, 32, 128, false),
+        Format::Q4_0 => (SMALL, 32, 8, false),
+        Format::Q5_0 => (SMALL, 32, 16, false),
+        Format::Q4_1 | Format::Q5_1 => (SMALL, 32, 0, true),
+        Format::Q2K => (CHUNK, 16, 0, true),
+        Format::Q4K | Format::Q5K => (CHUNK, 32, 0, true),
+        Format::Q3K => (CHUNK, 16, 4, false),
+        Format::Q6K => (CHUNK, 16, 32, false),
+        Format::Iq4Xs => (CHUNK, 32, 128, false),
     };
-    Some(Scheme { group, offset, mins })
+    Some(Scheme { block, group, offset, mins })
 }
-
-/// A row's block: integers, and the scale and minimum of each group.
-type Block<'a, const N: usize> = (&'a mut [u8; N], &'a mut [f32], &'a mut [f32]);
 
 /// Stored rows of a matrix: `data` holds rows of `row_bytes`.
 #[derive(Clone, Copy)]
@@ -36,62 +35,130 @@ pub(crate) struct StoredRows<'a> {
 }
 
 impl<'a> StoredRows<'a> {
+    /// What kernels read without unpacking, where they can: the rows from `first` on, from the block at `start`.
+    pub fn direct(&self, simd: Simd, first: usize, count: usize, start: usize) -> Option<Direct<'a>> {
+        let (values, bytes) = (self.format.block_values(), self.format.block_bytes());
+        let data = &self.data[first * self.row_bytes + start / values * bytes..];
+        Direct::new(simd, self.format, data, self.row_bytes, count)
+    }
+
     fn part(&self, row: usize, start: usize, len: usize) -> &'a [u8] {
         let (values, bytes) = (self.format.block_values(), self.format.block_bytes());
         &self.data[row * self.row_bytes + start / values * bytes..][..len / values * bytes]
     }
 }
 
+/// Makes a stretch of a panel ready for the kernels: all of it into `out`, or the scales alone where the rest is read
+/// directly.
+pub(crate) fn prepare<'a>(
+    simd: Simd,
+    rows: StoredRows<'a>,
+    [first, count]: [usize; 2],
+    [start, len]: [usize; 2],
+    out: &mut Codes,
+) -> Option<Direct<'a>> {
+    prefetch(rows, first, [start, len]);
+    let direct = rows.direct(simd, first, count, start);
+    match direct {
+        Some(direct) => simd::scales(direct, out),
+        None => unpack(simd, rows, first, count, start, len, out),
+    }
+    direct
+}
+
+/// Asks for as much of the next panel as this stretch is of this one, line by line: 16 rows read side by side are more
+/// streams than the hardware follows.
+fn prefetch(rows: StoredRows<'_>, first: usize, [start, len]: [usize; 2]) {
+    #[cfg(target_arch = "x86_64")]
+    {
+        use std::arch::x86_64::{_MM_HINT_T0, _MM_HINT_T1, _mm_prefetch};
+        const FIRST_LEVEL_BYTES: usize = 24 << 10;
+        let bytes = |values: usize| values / rows.format.block_values() * rows.format.block_bytes() * PANEL_ROWS;
+        let from = rows.data.as_ptr().wrapping_add((first + PANEL_ROWS) * rows.row_bytes + bytes(start));
+        for line in (0..bytes(len)).step_by(64) {
+            let address = from.wrapping_add(line).cast();
+            // SAFETY: hints; they read nothing.
+            unsafe {
+                match rows.row_bytes * PANEL_ROWS <= FIRST_LEVEL_BYTES {
+                    true => _mm_prefetch::<_MM_HINT_T0>(address),
+                    false => _mm_prefetch::<_MM_HINT_T1>(address),
+                }
+            }
+        }
+    }
+    #[cfg(not(target_arch = "x86_64"))]
+    let _ = (rows, first, start, len);
+}
+
 per_isa! {
     /// Unpacks values `start..start + len` (at most 256, whole blocks) of the rows from `first` on, up to 16 of them.
     /// Rows beyond `count` are zeroed.
-    pub(crate) fn unpack(rows: StoredRows<'_>, first: usize, count: usize, start: usize, len: usize, out: &mut Unpacked)
+    fn unpack(rows: StoredRows<'_>, first: usize, count: usize, start: usize, len: usize, out: &mut Codes)
         = unpack_plain
 }
 
 #[inline(always)]
-fn unpack_plain(rows: StoredRows<'_>, first: usize, count: usize, start: usize, len: usize, out: &mut Unpacked) {
+fn unpack_plain(rows: StoredRows<'_>, first: usize, count: usize, start: usize, len: usize, out: &mut Codes) {
+    let Codes { c, s, m, d, min } = out;
     for row in count..PANEL_ROWS {
-        out.q[row].fill(0);
-        out.d[row].fill(0.0);
-        out.m[row].fill(0.0);
+        c[row].fill(0);
+        s[row].fill(0);
+        m.iter_mut().for_each(|m| m[row] = [0; 2]);
+        (0..8).for_each(|block| (d[block][row], min[block][row]) = (0.0, 0.0));
     }
-    macro_rules! each_block {
-        ($values:literal, $bytes:literal, $unpack:path) => {
+    // Scales as they are stored: sixteen at a time turn to f32 faster.
+    let mut halves = [[[0u16; PANEL_ROWS]; 8]; 2];
+    macro_rules! small_blocks {
+        ($bytes:literal, $unpack:path) => {{
             for row in 0..count {
                 let blocks = rows.part(first + row, start, len).as_chunks::<$bytes>().0;
-                let q = out.q[row].as_chunks_mut::<$values>().0;
-                let groups = 16 * $values / CHUNK;
-                let groups = if $values == 32 { 1 } else { groups };
-                let d = out.d[row].chunks_exact_mut(groups);
-                let m = out.m[row].chunks_exact_mut(groups);
-                for (((block, q), d), m) in blocks.iter().zip(q).zip(d).zip(m) {
-                    $unpack(block, (q, d, m));
+                for (i, (block, c)) in blocks.iter().zip(c[row].as_chunks_mut::<SMALL>().0).enumerate() {
+                    [halves[0][i][row], halves[1][i][row]] = $unpack(block, c);
                 }
+            }
+            for (halves, out) in halves.iter().zip([d, min]) {
+                for (halves, out) in halves.as_flattened().iter().zip(out.as_flattened_mut()) {
+                    *out = f16_to_f32(*halves);
+                }
+            }
+        }};
+    }
+    macro_rules! large_blocks {
+        ($bytes:literal, $unpack:path) => {
+            for row in 0..count {
+                let block = rows.part(first + row, start, len).first_chunk::<$bytes>().expect("a whole block");
+                let mut of_row = [0; 16];
+                (d[0][row], min[0][row]) = $unpack(block, &mut c[row], &mut s[row], &mut of_row);
+                m.iter_mut().zip(of_row.as_chunks::<2>().0).for_each(|(m, of_row)| m[row] = *of_row);
             }
         };
     }
     match rows.format {
-        Format::Q8_0 => each_block!(32, 34, q8_0),
-        Format::Q4_0 => each_block!(32, 18, q4_0),
-        Format::Q4_1 => each_block!(32, 20, q4_1),
-        Format::Q5_0 => each_block!(32, 22, q5_0),
-        Format::Q5_1 => each_block!(32, 24, q5_1),
-        Format::Iq4Nl => each_block!(32, 18, iq4_nl),
-        Format::Q2K => each_block!(256, 84, q2_k),
-        Format::Q3K => each_block!(256, 110, q3_k),
-        Format::Q4K => each_block!(256, 144, q4_k),
-        Format::Q5K => each_block!(256, 176, q5_k),
-        Format::Q6K => each_block!(256, 210, q6_k),
-        Format::Iq4Xs => each_block!(256, 136, iq4_xs),
+        Format::Q8_0 => small_blocks!(34, q8_0),
+        Format::Q4_0 => small_blocks!(18, q4_0),
+        Format::Q4_1 => small_blocks!(20, q4_1),
+        Format::Q5_0 => small_blocks!(22, q5_0),
+        Format::Q5_1 => small_blocks!(24, q5_1),
+        Format::Iq4Nl => small_blocks!(18, iq4_nl),
+        Format::Q2K => large_blocks!(84, q2_k),
+        Format::Q3K => large_blocks!(110, q3_k),
+        Format::Q4K => large_blocks!(144, q4_k),
+        Format::Q5K => large_blocks!(176, q5_k),
+        Format::Q6K => large_blocks!(210, q6_k),
+        Format::Iq4Xs => large_blocks!(136, iq4_xs),
         Format::F32 | Format::F16 | Format::Bf16 | Format::Fp8E4M3 => unreachable!("a format of floats"),
     }
+}
+
+#[inline(always)]
+fn word(block: &[u8], at: usize) -> u16 {
+    u16::from_le_bytes([block[at], block[at + 1]])
 }
 
 /// The f16 at byte `at`.
 #[inline(always)]
 fn half(block: &[u8], at: usize) -> f32 {
-    f16_to_f32(u16::from_le_bytes([block[at], block[at + 1]]))
+    f16_to_f32(word(block, at))
 }
 
 /// Low and high nibbles of 16 bytes.
@@ -114,37 +181,37 @@ fn fifth_bits(bits: &[u8], q: &mut [u8; 32]) {
 }
 
 #[inline(always)]
-fn q8_0(block: &[u8; 34], (q, d, _): Block<'_, 32>) {
-    d[0] = half(block, 0);
+fn q8_0(block: &[u8; 34], c: &mut [u8; 32]) -> [u16; 2] {
     for i in 0..32 {
-        q[i] = block[2 + i] ^ 0x80;
+        c[i] = block[2 + i] ^ 0x80;
     }
+    [word(block, 0), 0]
 }
 
 #[inline(always)]
-fn q4_0(block: &[u8; 18], (q, d, _): Block<'_, 32>) {
-    d[0] = half(block, 0);
-    nibbles(&block[2..], q);
+fn q4_0(block: &[u8; 18], c: &mut [u8; 32]) -> [u16; 2] {
+    nibbles(&block[2..], c);
+    [word(block, 0), 0]
 }
 
 #[inline(always)]
-fn q4_1(block: &[u8; 20], (q, d, m): Block<'_, 32>) {
-    (d[0], m[0]) = (half(block, 0), half(block, 2));
-    nibbles(&block[4..], q);
+fn q4_1(block: &[u8; 20], c: &mut [u8; 32]) -> [u16; 2] {
+    nibbles(&block[4..], c);
+    [word(block, 0), word(block, 2)]
 }
 
 #[inline(always)]
-fn q5_0(block: &[u8; 22], (q, d, _): Block<'_, 32>) {
-    d[0] = half(block, 0);
-    nibbles(&block[6..], q);
-    fifth_bits(&block[2..6], q);
+fn q5_0(block: &[u8; 22], c: &mut [u8; 32]) -> [u16; 2] {
+    nibbles(&block[6..], c);
+    fifth_bits(&block[2..6], c);
+    [word(block, 0), 0]
 }
 
 #[inline(always)]
-fn q5_1(block: &[u8; 24], (q, d, m): Block<'_, 32>) {
-    (d[0], m[0]) = (half(block, 0), half(block, 2));
-    nibbles(&block[8..], q);
-    fifth_bits(&block[4..8], q);
+fn q5_1(block: &[u8; 24], c: &mut [u8; 32]) -> [u16; 2] {
+    nibbles(&block[8..], c);
+    fifth_bits(&block[4..8], c);
+    [word(block, 0), word(block, 2)]
 }
 
 /// The table of IQ4, plus 128.
@@ -167,39 +234,43 @@ fn iq4_values(bytes: &[u8], q: &mut [u8]) {
 }
 
 #[inline(always)]
-fn iq4_nl(block: &[u8; 18], (q, d, _): Block<'_, 32>) {
-    d[0] = half(block, 0);
-    iq4_values(&block[2..], q);
+fn iq4_nl(block: &[u8; 18], c: &mut [u8; 32]) -> [u16; 2] {
+    iq4_values(&block[2..], c);
+    [word(block, 0), 0]
 }
 
+/// Integers for each group of a block.
+type Groups<'a> = &'a mut [i16; 16];
+
 #[inline(always)]
-fn iq4_xs(block: &[u8; 136], (q, d, _): Block<'_, 256>) {
-    let scale = half(block, 0);
+fn iq4_xs(block: &[u8; 136], c: &mut [u8; 256], s: Groups<'_>, _: Groups<'_>) -> (f32, f32) {
     let high = u16::from_le_bytes([block[2], block[3]]);
     for g in 0..8 {
         let low = block[4 + g / 2] >> (g % 2 * 4) & 15;
-        let bits = i32::from(low) | i32::from(high >> (g * 2) & 3) << 4;
-        d[g] = scale * (bits - 32) as f32;
-        iq4_values(&block[8 + g * 16..][..16], &mut q[g * 32..][..32]);
+        let bits = i16::from(low) | ((high >> (g * 2) & 3) << 4) as i16;
+        s[g] = bits - 32;
+        iq4_values(&block[8 + g * 16..][..16], &mut c[g * 32..][..32]);
     }
+    (half(block, 0), 0.0)
 }
 
 /// Scales and minima of Q4_K and Q5_K from the first 16 bytes.
 #[inline(always)]
-fn k_scales(block: &[u8], d: &mut [f32], m: &mut [f32]) {
-    let (scale, min) = (half(block, 0), half(block, 2));
+fn k_scales(block: &[u8], s: Groups<'_>, m: Groups<'_>) -> (f32, f32) {
     // Four bytes at a time: `k_scale_min` of lingqu_tensor is the definition.
-    let word = |at: usize| u32::from_le_bytes([block[at], block[at + 1], block[at + 2], block[at + 3]]);
-    let (low, low_min, high) = (word(4), word(8), word(12));
+    let four = |at: usize| u32::from_le_bytes([block[at], block[at + 1], block[at + 2], block[at + 3]]);
+    let (low, low_min, high) = (four(4), four(8), four(12));
     const SIX: u32 = 0x3f3f_3f3f;
     const FOUR: u32 = 0x0f0f_0f0f;
     const TWO: u32 = 0x0303_0303;
-    let scales = [low & SIX, high & FOUR | (low >> 6 & TWO) << 4].map(u32::to_le_bytes);
-    let mins = [low_min & SIX, high >> 4 & FOUR | (low_min >> 6 & TWO) << 4].map(u32::to_le_bytes);
+    let join = |low: u32, high: u32| (u64::from(low) | u64::from(high) << 32).to_le_bytes();
+    let scales = join(low & SIX, high & FOUR | (low >> 6 & TWO) << 4);
+    let mins = join(low_min & SIX, high >> 4 & FOUR | (low_min >> 6 & TWO) << 4);
     for g in 0..8 {
-        d[g] = scale * f32::from(scales[g / 4][g % 4]);
-        m[g] = -(min * f32::from(mins[g / 4][g % 4]));
+        s[g] = i16::from(scales[g]);
+        m[g] = i16::from(mins[g]);
     }
+    (half(block, 0), -half(block, 2))
 }
 
 #[inline(always)]
@@ -212,17 +283,17 @@ fn k_nibbles(bytes: &[u8], q: &mut [u8; 256]) {
 }
 
 #[inline(always)]
-fn q4_k(block: &[u8; 144], (q, d, m): Block<'_, 256>) {
-    k_scales(block, d, m);
-    k_nibbles(&block[16..], q);
+fn q4_k(block: &[u8; 144], c: &mut [u8; 256], s: Groups<'_>, m: Groups<'_>) -> (f32, f32) {
+    k_nibbles(&block[16..], c);
+    k_scales(block, s, m)
 }
 
 #[inline(always)]
-fn q5_k(block: &[u8; 176], (q, d, m): Block<'_, 256>) {
-    k_scales(block, d, m);
-    k_nibbles(&block[48..], q);
+fn q5_k(block: &[u8; 176], c: &mut [u8; 256], s: Groups<'_>, m: Groups<'_>) -> (f32, f32) {
+    k_nibbles(&block[48..], c);
     let high: &[u8; 32] = block[16..].first_chunk().expect("32 of 160 bytes");
-    add_bits::<16>(high, q);
+    add_bits::<16>(high, c);
+    k_scales(block, s, m)
 }
 
 /// Adds `VALUE` where value `i` has its bit: bit `i / 32` of byte `i % 32`.
@@ -251,41 +322,38 @@ fn pairs_of_bits(bytes: &[u8], q: &mut [u8; 256]) {
 }
 
 #[inline(always)]
-fn q2_k(block: &[u8; 84], (q, d, m): Block<'_, 256>) {
-    let (scale, min) = (half(block, 80), half(block, 82));
+fn q2_k(block: &[u8; 84], c: &mut [u8; 256], s: Groups<'_>, m: Groups<'_>) -> (f32, f32) {
     for g in 0..16 {
-        d[g] = scale * f32::from(block[g] & 15);
-        m[g] = -(min * f32::from(block[g] >> 4));
+        s[g] = i16::from(block[g] & 15);
+        m[g] = i16::from(block[g] >> 4);
     }
-    pairs_of_bits(&block[16..80], q);
+    pairs_of_bits(&block[16..80], c);
+    (half(block, 80), -half(block, 82))
 }
 
 #[inline(always)]
-fn q3_k(block: &[u8; 110], (q, d, _): Block<'_, 256>) {
-    let scale = half(block, 108);
-    let scales = q3_k_scales(&block[96..108]);
-    for g in 0..16 {
-        d[g] = scale * f32::from(scales[g]);
-    }
-    pairs_of_bits(&block[32..96], q);
-    add_bits::<4>(block.first_chunk().expect("32 of 110 bytes"), q);
+fn q3_k(block: &[u8; 110], c: &mut [u8; 256], s: Groups<'_>, _: Groups<'_>) -> (f32, f32) {
+    *s = q3_k_scales(&block[96..108]).map(i16::from);
+    pairs_of_bits(&block[32..96], c);
+    add_bits::<4>(block.first_chunk().expect("32 of 110 bytes"), c);
+    (half(block, 108), 0.0)
 }
 
 #[inline(always)]
-fn q6_k(block: &[u8; 210], (q, d, _): Block<'_, 256>) {
-    let scale = half(block, 208);
+fn q6_k(block: &[u8; 210], c: &mut [u8; 256], s: Groups<'_>, _: Groups<'_>) -> (f32, f32) {
     for g in 0..16 {
-        d[g] = scale * f32::from(block[192 + g] as i8);
+        s[g] = i16::from(block[192 + g] as i8);
     }
-    for (h, q) in q.as_chunks_mut::<128>().0.iter_mut().enumerate() {
+    for (h, c) in c.as_chunks_mut::<128>().0.iter_mut().enumerate() {
         let (low, high) = (&block[h * 64..][..64], &block[128 + h * 32..][..32]);
         for i in 0..32 {
-            q[i] = low[i] & 15 | (high[i] & 3) << 4;
-            q[32 + i] = low[32 + i] & 15 | (high[i] >> 2 & 3) << 4;
-            q[64 + i] = low[i] >> 4 | (high[i] >> 4 & 3) << 4;
-            q[96 + i] = low[32 + i] >> 4 | high[i] >> 6 << 4;
+            c[i] = low[i] & 15 | (high[i] & 3) << 4;
+            c[32 + i] = low[32 + i] & 15 | (high[i] >> 2 & 3) << 4;
+            c[64 + i] = low[i] >> 4 | (high[i] >> 4 & 3) << 4;
+            c[96 + i] = low[32 + i] >> 4 | high[i] >> 6 << 4;
         }
     }
+    (half(block, 208), 0.0)
 }
 
 per_isa! {
@@ -324,12 +392,11 @@ fn floats_plain(rows: StoredRows<'_>, row: usize, start: usize, out: &mut [f32])
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::simd::{self, Panel};
     use crate::testing;
 
-    /// Every format's panel against the scalar decode, on random blocks, at every instruction set.
+    /// Every format's codes against the scalar decode, on random blocks, at every instruction set.
     #[test]
-    fn panels_hold_the_values_of_the_scalar_decode() {
+    fn codes_stand_for_the_values_of_the_scalar_decode() {
         for format in Format::ALL {
             let Some(scheme) = scheme(format) else { continue };
             let (rows, cols) = (13, 512);
@@ -338,16 +405,24 @@ mod tests {
             let stored = StoredRows { format, data, row_bytes: tensor.row_bytes() };
             let want = testing::decoded(&tensor);
             for simd in testing::every_simd() {
-                let mut unpacked: Box<Unpacked> = testing::zeroed();
-                let mut panel: Box<Panel> = testing::zeroed();
-                unpacked.q[15].fill(9);
-                unpack(simd, stored, 0, rows, 256, 256, &mut unpacked);
-                simd::interleave(simd, &unpacked, &mut panel);
+                let mut codes = Codes::boxed();
+                codes.c[15].fill(9);
+                unpack(simd, stored, 0, rows, 256, 256, &mut codes);
+                if let Some(direct) = stored.direct(simd, 0, rows, 256) {
+                    codes.s[15].fill(9);
+                    (codes.d[0][15], codes.min[0][15]) = (9.0, 9.0);
+                    simd::scales(direct, &mut codes);
+                }
                 for row in 0..PANEL_ROWS {
                     for i in 0..CHUNK {
-                        let q = i32::from(panel.q[i / 4][row][i % 4]) - i32::from(scheme.offset);
-                        let (d, m) = (panel.d[i / scheme.group][row], panel.m[i / scheme.group][row]);
-                        let got = if scheme.mins { d * q as f32 + m } else { d * q as f32 };
+                        let (block, group) = (i / scheme.block, i / scheme.group);
+                        let (s, m) = match scheme.block {
+                            CHUNK => (f32::from(codes.s[row][group]), f32::from(codes.m[group / 2][row][group % 2])),
+                            _ => (1.0, 1.0),
+                        };
+                        let c = i32::from(codes.c[row][i]) - i32::from(scheme.offset);
+                        let got = codes.d[block][row] * s * c as f32;
+                        let got = if scheme.mins { got + codes.min[block][row] * m } else { got };
                         let want = if row < rows { want[row * cols + 256 + i] } else { 0.0 };
                         assert!(got == want, "{format} at {}: row {row} value {i}: {got}, not {want}", simd.isa());
                     }

@@ -5,7 +5,7 @@ use lingqu_tensor::{Format, HostTensor, TensorError, quant};
 
 use crate::Result;
 use crate::activations::Wanted;
-use crate::simd::{LANES, Scheme};
+use crate::simd::{CHUNK, LANES, SMALL, Scheme};
 use crate::unpack::{StoredRows, scheme};
 
 /// A matrix `[rows, cols]` in its stored format.
@@ -56,7 +56,8 @@ impl Matrix {
 
     /// What the kernels want of the input.
     pub fn wanted(&self) -> Wanted {
-        Wanted { floats: self.scheme.is_none(), quantised: self.scheme.is_some() }
+        let block = self.scheme.map(|scheme| scheme.block);
+        Wanted { floats: block.is_none(), small: block == Some(SMALL), large: block == Some(CHUNK) }
     }
 
     /// Multiplies decoded FP8 values `start..` of a row by their block scales; does nothing for other formats.

@@ -3,14 +3,14 @@
 use lingqu_backend::{
     AttentionSpec, Backend, FfnSource, HostRouting, KvEntry, KvSpec, LinearSource, RopePairing, RouteSpec, Scoring,
 };
-use lingqu_backend_cpu::{CpuBackend, CpuConfig, Isa};
+use lingqu_backend_cpu::{CpuBackend, CpuConfig, Isa, Precision};
 use lingqu_tensor::{BlockScales, Format, HostTensor, quant};
 use lingqu_types::{Batch, BlockId, SequenceSlice};
 
 /// Backends that must agree: every instruction set of this machine with 1, 2 and 3 threads.
-fn backends() -> Vec<CpuBackend> {
+fn backends(precision: Precision) -> Vec<CpuBackend> {
     let sets = Isa::ALL.into_iter().filter(|isa| isa.available());
-    let configs = sets.flat_map(|isa| [1, 2, 3].map(|threads| CpuConfig { threads, isa: Some(isa) }));
+    let configs = sets.flat_map(|isa| [1, 2, 3].map(|threads| CpuConfig { threads, isa: Some(isa), precision }));
     configs.map(|config| CpuBackend::new(config).unwrap()).collect()
 }
 
@@ -62,17 +62,19 @@ fn bits(values: &[f32]) -> Vec<u32> {
 
 /// All backends give the same for all rows at once, and for the last row alone.
 fn check(what: &str, x: &[f32], [rows, out_cols]: [usize; 2], op: impl Fn(&CpuBackend, &[f32], usize) -> Vec<f32>) {
-    let mut first: Option<Vec<u32>> = None;
-    for backend in backends() {
-        let name = &backend.capabilities().name;
-        let all = bits(&op(&backend, x, rows));
-        let alone = bits(&op(&backend, &x[x.len() / rows * (rows - 1)..], 1));
-        assert_eq!(alone, all[out_cols * (rows - 1)..], "{what}: a row alone on {name}");
-        let want = first.get_or_insert_with(|| all.clone());
-        assert!(*want == all, "{what}: other bits on {name}");
+    for precision in [Precision::Int8, Precision::Int16] {
+        let mut first: Option<Vec<u32>> = None;
+        for backend in backends(precision) {
+            let name = &backend.capabilities().name;
+            let all = bits(&op(&backend, x, rows));
+            let alone = bits(&op(&backend, &x[x.len() / rows * (rows - 1)..], 1));
+            assert_eq!(alone, all[out_cols * (rows - 1)..], "{what}: a row alone on {name}, {precision:?}");
+            let want = first.get_or_insert_with(|| all.clone());
+            assert!(*want == all, "{what}: other bits on {name}, {precision:?}");
+        }
+        let finite = first.unwrap().iter().all(|&b| f32::from_bits(b).is_finite());
+        assert!(finite, "{what}: numbers");
     }
-    let finite = first.unwrap().iter().all(|&b| f32::from_bits(b).is_finite());
-    assert!(finite, "{what}: numbers");
 }
 
 #[test]
@@ -205,7 +207,7 @@ fn attention_over_several_splits_in_any_chunks() {
         [(KvEntry::Separate { kv_heads: 2, k_dim: 20, v_dim: 70 }, 4), (KvEntry::Latent { width: 24, v_dim: 16 }, 3)];
     for (entry, heads) in entries {
         let mut first: Option<Vec<u32>> = None;
-        for (i, backend) in backends().iter().enumerate() {
+        for (i, backend) in backends(Precision::Int8).iter().enumerate() {
             let all_cuts: [&[usize]; 3] = [&[], &[1, 31, 64, 1023, 1024, 1025, 1099], &[700, 1056]];
             let out = attend(backend, entry, heads, tokens, all_cuts[i % 3]);
             assert!(out.iter().all(|v| v.is_finite()));

@@ -43,7 +43,7 @@ fn requests(vocab: usize) -> Vec<GenerateRequest> {
 #[test]
 fn alone_and_in_a_crowd() {
     let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../testdata/golden/models");
-    let backend = CpuBackend::new(CpuConfig { threads: 2, isa: None }).expect("a CPU");
+    let backend = CpuBackend::new(CpuConfig { threads: 2, ..CpuConfig::default() }).expect("a CPU");
     let backend: Arc<dyn Backend> = Arc::new(backend);
     let wide = Limits::for_context(CONTEXT, 8);
     let narrow = Limits { block_tokens: 4, blocks: 40, batch_rows_max: 21, logit_rows_max: 8, ..wide.clone() };

@@ -58,9 +58,20 @@ pub struct ModelArgs {
     /// Threads of the cpu backend [default: all cores].
     #[arg(long, value_name = "N")]
     pub threads: Option<NonZeroUsize>,
-    /// Instruction set of the cpu backend: portable, avx2, avx512 [default: the best this machine has].
+    /// Instruction set of the cpu backend: portable, avx2, avx512, amx [default: the best this machine has].
     #[arg(long, value_name = "NAME")]
     pub isa: Option<String>,
+    /// How finely the cpu backend rounds activations that meet weights of a block format.
+    #[arg(long, value_enum, default_value = "int8")]
+    pub activations: Activations,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum Activations {
+    /// 127 steps, as llama.cpp has them.
+    Int8,
+    /// 32258 steps: near f32; prompts take about twice as long.
+    Int16,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]

@@ -6,7 +6,7 @@ use std::sync::Arc;
 use anyhow::{Context, Result};
 use indicatif::{ProgressBar, ProgressStyle};
 use lingqu_backend::{Backend, KvSpec, KvStore};
-use lingqu_backend_cpu::{CpuBackend, CpuConfig, Isa};
+use lingqu_backend_cpu::{CpuBackend, CpuConfig, Isa, Precision};
 use lingqu_backend_gpu::{GpuBackend, GpuConfig, Row};
 use lingqu_backend_reference::ReferenceBackend;
 use lingqu_model::{Experts, LoadOptions, LoadProgress, Model, Package, load_with_experts};
@@ -14,7 +14,7 @@ use lingqu_tokenizer::Tokenizer;
 use lingqu_types::{Limits, SamplingParams};
 
 use crate::Usage;
-use crate::cli::{BackendName, ExpertsPlace, ModelArgs};
+use crate::cli::{Activations, BackendName, ExpertsPlace, ModelArgs};
 use crate::embedded;
 
 /// Longest context served unless `--max-context` asks for more: bounds the KV cache of models that allow 128k.
@@ -100,7 +100,11 @@ pub fn cpu_backend(args: &ModelArgs) -> Result<CpuBackend> {
         None => None,
     };
     let threads = args.threads.map_or(0, |n| n.get());
-    CpuBackend::new(CpuConfig { threads, isa }).map_err(|e| Usage(e.to_string()).into())
+    let precision = match args.activations {
+        Activations::Int8 => Precision::Int8,
+        Activations::Int16 => Precision::Int16,
+    };
+    CpuBackend::new(CpuConfig { threads, isa, precision }).map_err(|e| Usage(e.to_string()).into())
 }
 
 /// The context that a model is served with: what was asked for, checked against what it was trained for.

@@ -2,180 +2,134 @@
 
 use std::arch::x86_64::*;
 
-use super::{Dots, FLOAT_ROWS, LANES, LaneSums, PANEL_ROWS, Panel, QuantRows, Tile, Unpacked, X_GROUP, X_STEP};
+use super::{CHUNK, Dots, FLOAT_ROWS, LANES, LaneSums, PANEL_ROWS, QuantRows, SMALL, Stretch, Sums};
 
 /// # Safety
-/// `Tile::check` must have passed.
+/// `Stretch::check` must have passed.
 #[target_feature(enable = "avx2,fma")]
-pub(super) unsafe fn tile(tile: Tile<'_>, sums: &mut [[f32; PANEL_ROWS]]) {
+pub(super) unsafe fn stretch(stretch: Stretch<'_>, sums: &mut [Sums]) {
     // vpmaddubsw adds two products in 16 bits: bytes above 128 would overflow, so they are taken as signed.
-    let wide = tile.scheme.offset == 128;
+    let wide = stretch.scheme.offset == 128;
     // SAFETY: the caller's.
     unsafe {
-        match (tile.scheme.group, tile.scheme.mins, wide) {
-            (16, false, false) => by_rows::<16, false, false>(tile, sums),
-            (16, true, false) => by_rows::<16, true, false>(tile, sums),
-            (32, false, false) => by_rows::<32, false, false>(tile, sums),
-            (32, true, false) => by_rows::<32, true, false>(tile, sums),
-            (32, false, true) => by_rows::<32, false, true>(tile, sums),
-            _ => unreachable!("no format has such groups"),
+        match (stretch.scheme.block, wide) {
+            (SMALL, false) => small_blocks::<false>(&stretch, sums),
+            (SMALL, true) => small_blocks::<true>(&stretch, sums),
+            (_, false) => large_block::<false>(&stretch, sums),
+            (_, true) => large_block::<true>(&stretch, sums),
         }
     }
 }
 
+/// Sums of two products in 16 bits of 32 codes and activations; `WIDE`: of the codes less 128.
+///
 /// # Safety
-/// `Tile::check` must have passed.
+/// 32 bytes must be at both.
+#[target_feature(enable = "avx2")]
+unsafe fn pairs_of_products<const WIDE: bool>(c: *const u8, x: *const i8) -> __m256i {
+    // SAFETY: the caller's.
+    let (c, x) = unsafe { (_mm256_loadu_si256(c.cast()), _mm256_loadu_si256(x.cast())) };
+    if WIDE {
+        let signed = _mm256_xor_si256(c, _mm256_set1_epi8(-128));
+        return _mm256_maddubs_epi16(_mm256_abs_epi8(signed), _mm256_sign_epi8(x, signed));
+    }
+    _mm256_maddubs_epi16(c, x)
+}
+
+/// One block of 256 values with integer scales.
+///
+/// # Safety
+/// `Stretch::check` must have passed.
 #[target_feature(enable = "avx2,fma")]
-unsafe fn by_rows<const GROUP: usize, const MINS: bool, const WIDE: bool>(
-    tile: Tile<'_>,
-    sums: &mut [[f32; PANEL_ROWS]],
-) {
-    let (mut rows, mut sums) = (tile.rows, sums);
-    // SAFETY: the row numbers were checked; each call gets as many sums as rows.
-    unsafe {
-        while let Some((some, rest)) = rows.split_first_chunk::<2>() {
-            let (sums_some, sums_rest) = sums.split_first_chunk_mut::<2>().expect("a sum for each row");
-            rows_n::<2, GROUP, MINS, WIDE>(&tile, some, sums_some);
-            (rows, sums) = (rest, sums_rest);
-        }
-        for (row, sum) in rows.iter().zip(sums) {
-            rows_n::<1, GROUP, MINS, WIDE>(&tile, std::array::from_ref(row), std::array::from_mut(sum));
+unsafe fn large_block<const WIDE: bool>(stretch: &Stretch<'_>, acc: &mut [Sums]) {
+    let Stretch { scheme, codes, x: QuantRows { planes, stride, v, d, sums16, sums32, .. }, start, rows, .. } =
+        *stretch;
+    let minus = _mm256_set1_epi16(if WIDE { 0 } else { -i16::from(scheme.offset) });
+    for (&row, acc) in rows.iter().zip(acc) {
+        for plane in 0..planes {
+            let at = (row as usize * planes + plane) * stride + start;
+            let (mut dots, mut of_min) = ([0; PANEL_ROWS], [0; PANEL_ROWS]);
+            // SAFETY: `check`: the block lies in each row of v, d and sums; the codes are whole.
+            let x_d = unsafe {
+                let x_sums = match scheme.group {
+                    16 => _mm256_loadu_si256(sums16.as_ptr().add(at / 16).cast()),
+                    _ => _mm256_zextsi128_si256(_mm_loadu_si128(sums32.as_ptr().add(at / 32).cast())),
+                };
+                for lane in 0..PANEL_ROWS {
+                    let s = codes.s[lane].as_ptr();
+                    let of_offset = _mm256_mullo_epi16(_mm256_loadu_si256(s.cast()), minus);
+                    let mut dot = _mm256_madd_epi16(of_offset, x_sums);
+                    for i in 0..8 {
+                        let (c, x) = (codes.c[lane].as_ptr().add(i * 32), v.as_ptr().add(at + i * 32));
+                        let scale = |at: usize| _mm_set1_epi16(*s.add(at / scheme.group));
+                        let scales = _mm256_set_m128i(scale(i * 32 + 16), scale(i * 32));
+                        dot = _mm256_add_epi32(dot, _mm256_madd_epi16(pairs_of_products::<WIDE>(c, x), scales));
+                    }
+                    dots[lane] = add_lanes(dot);
+                    if scheme.mins {
+                        let m = codes.m.map(|pairs| pairs[lane]);
+                        let m = _mm256_loadu_si256(m.as_ptr().cast());
+                        of_min[lane] = add_lanes(_mm256_madd_epi16(m, x_sums));
+                    }
+                }
+                *d.as_ptr().add(at / CHUNK)
+            };
+            for lane in 0..PANEL_ROWS {
+                let sum = &mut acc[0][lane];
+                *sum = (codes.d[0][lane] * x_d).mul_add(dots[lane] as f32, *sum);
+                if scheme.mins {
+                    *sum = (codes.min[0][lane] * x_d).mul_add(of_min[lane] as f32, *sum);
+                }
+            }
         }
     }
 }
 
-/// Two vectors of 8 lanes for the 16 rows of a panel.
-type Pair<T> = [T; 2];
-
+/// Blocks of 32 values.
+///
 /// # Safety
-/// `Tile::check` must have passed for these rows.
+/// `Stretch::check` must have passed.
 #[target_feature(enable = "avx2,fma")]
-unsafe fn rows_n<const N: usize, const GROUP: usize, const MINS: bool, const WIDE: bool>(
-    tile: &Tile<'_>,
-    rows: &[u32; N],
-    sums: &mut [[f32; PANEL_ROWS]; N],
-) {
-    let Tile { scheme, panel, x: QuantRows { cols, q, r, d, sums: x_sums }, start, len, .. } = *tile;
-    let at: [usize; N] = std::array::from_fn(|i| rows[i] as usize * cols + start);
-    let offset = if WIDE { 0 } else { -i32::from(scheme.offset) };
+unsafe fn small_blocks<const WIDE: bool>(stretch: &Stretch<'_>, acc: &mut [Sums]) {
+    let Stretch { scheme, codes, x: QuantRows { planes, stride, v, d, sums32, .. }, start, len, rows, .. } = *stretch;
+    let offset = if WIDE { 0 } else { i32::from(scheme.offset) };
     let ones = _mm256_set1_epi16(1);
-    let flip = _mm256_set1_epi8(-128);
-    // SAFETY: `check`: the stretch lies in the panel and in each row of q, r, d and sums.
-    unsafe {
-        let mut acc: [Pair<__m256>; N] =
-            std::array::from_fn(|i| std::array::from_fn(|h| _mm256_loadu_ps(sums[i].as_ptr().add(h * 8))));
-        for group in 0..len / GROUP {
-            let mut x_sum = [0; N];
-            if MINS || offset != 0 {
-                for i in 0..N {
-                    let sum = x_sums.as_ptr().add((at[i] + group * GROUP) / 16);
-                    x_sum[i] = if GROUP == 16 { *sum } else { *sum + *sum.add(1) };
+    for (&row, acc) in rows.iter().zip(acc) {
+        for block in 0..len / SMALL {
+            for plane in 0..planes {
+                let at = (row as usize * planes + plane) * stride + start + block * SMALL;
+                let x_sum = i32::from(sums32[at / 32]);
+                let mut dots = [-offset * x_sum; PANEL_ROWS];
+                for lane in 0..PANEL_ROWS {
+                    // SAFETY: `check`: the block lies in each row of v; the codes are whole.
+                    let pairs = unsafe {
+                        let (c, x) = (codes.c[lane].as_ptr().add(block * SMALL), v.as_ptr().add(at));
+                        pairs_of_products::<WIDE>(c, x)
+                    };
+                    dots[lane] += add_lanes(_mm256_madd_epi16(pairs, ones));
                 }
-            }
-            let mut high = [[_mm256_setzero_si256(); 2]; N];
-            let mut low: [Pair<__m256i>; N] = std::array::from_fn(|i| [_mm256_set1_epi32(offset * x_sum[i]); 2]);
-            for quad in 0..GROUP / 4 {
-                let w = panel.q.as_ptr().add(group * (GROUP / 4) + quad).cast::<__m256i>();
-                for h in 0..2 {
-                    let mut w = _mm256_load_si256(w.add(h));
-                    let signed = _mm256_xor_si256(w, flip);
-                    if WIDE {
-                        w = _mm256_abs_epi8(signed);
-                    }
-                    for i in 0..N {
-                        let x = at[i] + group * GROUP + quad * 4;
-                        for (plane, dot) in [(q, &mut high[i][h]), (r, &mut low[i][h])] {
-                            let mut x = _mm256_set1_epi32(plane.as_ptr().add(x).cast::<i32>().read_unaligned());
-                            if WIDE {
-                                x = _mm256_sign_epi8(x, signed);
-                            }
-                            let products = _mm256_madd_epi16(_mm256_maddubs_epi16(w, x), ones);
-                            *dot = _mm256_add_epi32(*dot, products);
-                        }
+                let x_d = d[at / SMALL];
+                for lane in 0..PANEL_ROWS {
+                    let sum = &mut acc[block % 2][lane];
+                    *sum = (codes.d[block][lane] * x_d).mul_add(dots[lane] as f32, *sum);
+                    if scheme.mins {
+                        *sum = (codes.min[block][lane] * x_d).mul_add(x_sum as f32, *sum);
                     }
                 }
-            }
-            for i in 0..N {
-                let x_d = *d.as_ptr().add((at[i] + group * GROUP) / X_GROUP);
-                for h in 0..2 {
-                    let steps = _mm256_mullo_epi32(high[i][h], _mm256_set1_epi32(X_STEP));
-                    let dot = _mm256_add_epi32(steps, low[i][h]);
-                    let w_d = _mm256_mul_ps(_mm256_load_ps(panel.d[group].as_ptr().add(h * 8)), _mm256_set1_ps(x_d));
-                    acc[i][h] = _mm256_fmadd_ps(w_d, _mm256_cvtepi32_ps(dot), acc[i][h]);
-                    if MINS {
-                        let w_m = _mm256_load_ps(panel.m[group].as_ptr().add(h * 8));
-                        acc[i][h] = _mm256_fmadd_ps(w_m, _mm256_set1_ps(x_d * x_sum[i] as f32), acc[i][h]);
-                    }
-                }
-            }
-        }
-        for i in 0..N {
-            for h in 0..2 {
-                _mm256_storeu_ps(sums[i].as_mut_ptr().add(h * 8), acc[i][h]);
             }
         }
     }
 }
 
 #[target_feature(enable = "avx2")]
-pub(super) fn interleave(unpacked: &Unpacked, panel: &mut Panel) {
-    let q = unpacked.q.as_ptr().cast::<i32>(); // [16, 64] of 4 values
-    let (d, m) = (unpacked.d.as_ptr().cast(), unpacked.m.as_ptr().cast());
-    let to = panel.q.as_mut_ptr().cast::<i32>();
-    for top in [0, 8] {
-        for left in (0..64).step_by(8) {
-            // SAFETY: 8 rows of 8 words at these strides lie in q and in the panel.
-            unsafe { transpose(q.add(top * 64 + left), 64, to.add(left * 16 + top)) };
-        }
-        for left in [0, 8] {
-            // SAFETY: both are 16 x 16 words.
-            unsafe {
-                transpose(words_at(d, top, left), 16, panel.d.as_mut_ptr().cast::<i32>().add(left * 16 + top));
-                transpose(words_at(m, top, left), 16, panel.m.as_mut_ptr().cast::<i32>().add(left * 16 + top));
-            }
-        }
-    }
+fn add_lanes(a: __m256i) -> i32 {
+    let a = _mm_add_epi32(_mm256_castsi256_si128(a), _mm256_extracti128_si256::<1>(a));
+    let a = _mm_add_epi32(a, _mm_shuffle_epi32::<0b01_00_11_10>(a));
+    _mm_cvtsi128_si32(_mm_add_epi32(a, _mm_shuffle_epi32::<0b10_11_00_01>(a)))
 }
 
-/// Word `(top, left)` of 16 x 16.
-///
-/// # Safety
-/// As for pointer addition.
-unsafe fn words_at(from: *const i32, top: usize, left: usize) -> *const i32 {
-    // SAFETY: the caller's.
-    unsafe { from.add(top * 16 + left) }
-}
-
-/// Transposes 8 x 8 words into rows of stride 16.
-///
-/// # Safety
-/// `from` must have 8 rows of 8 words at that stride, `to` 8 rows at stride 16.
-#[target_feature(enable = "avx2")]
-unsafe fn transpose(from: *const i32, stride: usize, to: *mut i32) {
-    // SAFETY: the caller's.
-    let a: [__m256i; 8] = std::array::from_fn(|i| unsafe { _mm256_loadu_si256(from.add(i * stride).cast()) });
-    let b: [__m256i; 8] = std::array::from_fn(|i| match i % 2 {
-        0 => _mm256_unpacklo_epi32(a[i], a[i + 1]),
-        _ => _mm256_unpackhi_epi32(a[i - 1], a[i]),
-    });
-    // c[4 k + j]: rows 4k..4k+4, column j of each 128-bit lane.
-    let c: [__m256i; 8] = std::array::from_fn(|i| {
-        let (k, j) = (i / 4 * 4, i % 4);
-        match j % 2 {
-            0 => _mm256_unpacklo_epi64(b[k + j / 2], b[k + j / 2 + 2]),
-            _ => _mm256_unpackhi_epi64(b[k + j / 2], b[k + j / 2 + 2]),
-        }
-    });
-    for j in 0..4 {
-        let low = _mm256_permute2x128_si256::<0x20>(c[j], c[4 + j]);
-        let high = _mm256_permute2x128_si256::<0x31>(c[j], c[4 + j]);
-        // SAFETY: the caller's.
-        unsafe {
-            _mm256_storeu_si256(to.add(j * 16).cast(), low);
-            _mm256_storeu_si256(to.add((4 + j) * 16).cast(), high);
-        }
-    }
-}
+/// Two vectors of 8 lanes.
+type Pair<T> = [T; 2];
 
 /// # Safety
 /// `Dots::check` must have passed.

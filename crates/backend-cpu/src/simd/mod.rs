@@ -1,17 +1,24 @@
 //! The few kernels that are written by hand for each instruction set, one file per set.
 //!
-//! They work on weights that were unpacked into a small scratch just before: a [`Panel`] of 16 weight rows for the
-//! block formats, plain f32 rows for the float formats. All else is plain Rust, compiled once per set by `per_isa!`.
+//! They work on weights that were unpacked into a small scratch just before: [`Codes`] of 16 weight rows for the block
+//! formats, plain f32 rows for the float formats. All else is plain Rust, compiled once per set by `per_isa!`.
 
+#[cfg(target_arch = "x86_64")]
+pub(crate) mod amx;
 #[cfg(target_arch = "x86_64")]
 mod avx2;
 #[cfg(target_arch = "x86_64")]
 mod avx512;
+#[cfg(target_arch = "x86_64")]
+pub(crate) mod columns;
 mod portable;
+#[cfg(target_arch = "x86_64")]
+mod stored;
 
 #[cfg(target_arch = "x86_64")]
 use crate::isa::Isa;
 use crate::isa::Simd;
+use lingqu_tensor::Format;
 
 /// Weight rows of a panel: outputs that are computed side by side.
 pub(crate) const PANEL_ROWS: usize = 16;
@@ -21,113 +28,155 @@ pub(crate) const CHUNK: usize = 256;
 pub(crate) const LANES: usize = 16;
 /// Weight rows of floats that are multiplied at a time.
 pub(crate) const FLOAT_ROWS: usize = 8;
-/// Values that share one scale of quantised activations.
-pub(crate) const X_GROUP: usize = 32;
+/// Values that share a floating-point scale in the formats of small blocks, and of activations that meet them.
+pub(crate) const SMALL: usize = 32;
 
-/// What a step of the first plane of quantised activations is worth, in steps of the second. 254 and not 256: both
-/// planes then stay within -127..=127, whose signs AVX2 can turn.
-pub(crate) const X_STEP: i32 = 254;
-/// The largest quantised activation.
-pub(crate) const X_MAX: f32 = 127.0 * X_STEP as f32;
-
-/// 16 rows x 256 values of a block format, row by row: what unpacking writes.
+/// 16 rows x 256 values of a block format: what unpacking writes.
+///
+/// A value is `d * s * (c - offset) + min * m`; see [`Scheme`]. Formats of small blocks have 8 blocks here and neither
+/// `s` nor `m`; the others one block of 8 or 16 groups, whose integers `s` and `m` come with them.
 #[repr(C, align(64))]
-pub(crate) struct Unpacked {
-    /// Integers plus their format's offset. `[row, value]`
-    pub q: [[u8; CHUNK]; PANEL_ROWS],
-    /// Scale of each group. `[row, group]`
-    pub d: [[f32; 16]; PANEL_ROWS],
-    /// Minimum of each group. `[row, group]`
-    pub m: [[f32; 16]; PANEL_ROWS],
+pub(crate) struct Codes {
+    /// Unused where the kernels read codes from the stored bytes: see [`Direct`]. `[row, value]`
+    pub c: [[u8; CHUNK]; PANEL_ROWS],
+    /// `[row, group]`
+    pub s: [[i16; 16]; PANEL_ROWS],
+    /// `[pair of groups, row, 2]`
+    pub m: [[[i16; 2]; PANEL_ROWS]; 8],
+    /// Scale of each block. `[block, row]`
+    pub d: [[f32; PANEL_ROWS]; 8],
+    /// Minimum of each block, or what scales `m`. `[block, row]`
+    pub min: [[f32; PANEL_ROWS]; 8],
 }
 
-/// The same with the rows in lanes: what the kernels read. The layout of bytes is that of VNNI and of AMX tiles.
-#[repr(C, align(64))]
-pub(crate) struct Panel {
-    /// `[value / 4, row, value % 4]`
-    pub q: [[[u8; 4]; PANEL_ROWS]; CHUNK / 4],
-    /// `[group, row]`
-    pub d: [[f32; PANEL_ROWS]; 16],
-    /// `[group, row]`
-    pub m: [[f32; PANEL_ROWS]; 16],
+impl Codes {
+    pub fn boxed() -> Box<Self> {
+        let (c, s, m) = ([[0; _]; _], [[0; _]; _], [[[0; _]; _]; _]);
+        Box::new(Self { c, s, m, d: [[0.0; _]; _], min: [[0.0; _]; _] })
+    }
 }
 
-/// How the integers of a block format become values: `d * (q - offset) + m`.
+/// Stored blocks of 256 values that the kernels of an instruction set read themselves.
+#[derive(Clone, Copy)]
+pub(crate) struct Direct<'a> {
+    pub format: Format,
+    /// From the first row's block on.
+    pub data: &'a [u8],
+    pub row_bytes: usize,
+    /// Rows that there are, 1 to 16.
+    pub rows: usize,
+}
+
+impl<'a> Direct<'a> {
+    /// The rows, where this instruction set has kernels for their format.
+    pub fn new(simd: Simd, format: Format, data: &'a [u8], row_bytes: usize, rows: usize) -> Option<Self> {
+        #[cfg(target_arch = "x86_64")]
+        if simd.isa() >= Isa::Avx512 && matches!(format, Format::Q4K | Format::Q6K) {
+            assert!((1..=PANEL_ROWS).contains(&rows) && data.len() >= (rows - 1) * row_bytes + format.block_bytes());
+            return Some(Self { format, data, row_bytes, rows });
+        }
+        let _ = (simd, format, data, row_bytes, rows);
+        None
+    }
+}
+
+/// Scales and minima of blocks that are read directly.
+pub(crate) fn scales(direct: Direct<'_>, codes: &mut Codes) {
+    // SAFETY: a `Direct` exists, so the machine has AVX-512 and the rows are there.
+    #[cfg(target_arch = "x86_64")]
+    unsafe {
+        stored::scales(direct, codes);
+    }
+    #[cfg(not(target_arch = "x86_64"))]
+    let _ = (direct, codes);
+}
+
+/// How the codes of a block format become values.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Scheme {
-    /// Values that share a scale (and minimum): 16 or 32.
+    /// Values of a block: 32 (a floating-point scale each) or 256 (one, and an integer for each group).
+    pub block: usize,
+    /// Values that share a scale and minimum, a float or an integer: 16 or 32.
     pub group: usize,
+    /// What is subtracted from a code.
     pub offset: u8,
     pub mins: bool,
 }
 
-/// Rows of quantised activations: `x = d * v` with `v = 254 q + r`, 32 values to a scale.
+/// Rows of quantised activations: `x = sum over planes of d * v`.
 #[derive(Clone, Copy)]
 pub(crate) struct QuantRows<'a> {
-    /// Values of a row, a multiple of 32.
-    pub cols: usize,
-    /// `[rows, cols]`, each in -127..=127
-    pub q: &'a [i8],
-    /// `[rows, cols]`, each in -127..=127
-    pub r: &'a [i8],
-    /// `[rows, cols / 32]`
+    /// Values that share a scale: 32 or 256.
+    pub block: usize,
+    /// 1 or 2.
+    pub planes: usize,
+    /// Values of a row with its padding of zeros: a multiple of 64.
+    pub stride: usize,
+    /// `[rows, planes, stride]`, each in -127..=127
+    pub v: &'a [i8],
+    /// `[rows, planes, stride / block]`
     pub d: &'a [f32],
-    /// Sums of 16 values of `v`. `[rows, cols / 16]`
-    pub sums: &'a [i32],
+    /// Sums of 16 values. `[rows, planes, stride / 16]`
+    pub sums16: &'a [i16],
+    /// Sums of 32 values. `[rows, planes, stride / 32]`
+    pub sums32: &'a [i16],
+}
+
+impl QuantRows<'_> {
+    pub fn rows(&self) -> usize {
+        self.v.len() / (self.stride * self.planes).max(1)
+    }
 }
 
 /// One stretch of a panel against some rows.
 #[derive(Clone, Copy)]
-pub(crate) struct Tile<'a> {
+pub(crate) struct Stretch<'a> {
     pub scheme: Scheme,
-    pub panel: &'a Panel,
+    pub codes: &'a Codes,
+    /// Where the codes are, if not in `codes`.
+    pub direct: Option<Direct<'a>>,
     pub x: QuantRows<'a>,
-    /// Where the panel starts, in values of a row (a multiple of 32).
+    /// Where the stretch starts, in values of a row (a multiple of 256).
     pub start: usize,
-    /// Values of the panel in use (a multiple of 32).
+    /// Values of the stretch (whole blocks).
     pub len: usize,
     /// Rows of `x`.
     pub rows: &'a [u32],
 }
 
-impl Tile<'_> {
+/// A row's running sums with the 16 rows of a panel: blocks of even and of odd number apart.
+pub(crate) type Sums = [[f32; PANEL_ROWS]; 2];
+
+impl Stretch<'_> {
     /// What the unchecked loads of the kernels rely on.
-    fn check(&self, sums: &[[f32; PANEL_ROWS]]) {
-        let x = &self.x;
-        assert!(self.len <= CHUNK && self.len.is_multiple_of(X_GROUP) && self.start.is_multiple_of(X_GROUP));
-        assert!(x.cols.is_multiple_of(X_GROUP) && self.start + self.len <= x.cols);
-        let rows = x.q.len() / x.cols.max(1);
-        assert!(x.r.len() == x.q.len() && x.d.len() == rows * (x.cols / 32) && x.sums.len() == rows * (x.cols / 16));
-        assert!(sums.len() == self.rows.len() && self.rows.iter().all(|&r| (r as usize) < rows));
+    fn check(&self, sums: &[Sums]) {
+        let Stretch { scheme, x, start, len, rows, .. } = *self;
+        assert!(x.block == scheme.block && (x.block == SMALL || x.block == CHUNK) && (1..=2).contains(&x.planes));
+        assert!(len <= CHUNK && len.is_multiple_of(x.block) && start.is_multiple_of(CHUNK));
+        assert!(x.stride.is_multiple_of(64) && x.stride.is_multiple_of(x.block));
+        assert!(start + len.next_multiple_of(64) <= x.stride);
+        let vectors = x.rows() * x.planes;
+        assert!(x.v.len() == vectors * x.stride && x.d.len() == vectors * (x.stride / x.block));
+        assert!(x.sums16.len() == vectors * (x.stride / 16) && x.sums32.len() == vectors * (x.stride / 32));
+        assert!(self.direct.is_none() || scheme.block == CHUNK);
+        assert!(sums.len() == rows.len() && rows.iter().all(|&r| (r as usize) < x.rows()));
     }
 }
 
-/// Adds the tile's part of each dot: for each group of the scheme in order, with `i` the exact integer
-/// `sum((q - offset) * x.v)` and `s = sum(x.v)`: `acc = fma(d * x.d, i, acc)`, then with minima
-/// `acc = fma(m, x.d * s, acc)`. No integer leaves 32 bits: |i| < 2^28. sums `[rows, 16]`
-pub(crate) fn tile(simd: Simd, tile: Tile<'_>, sums: &mut [[f32; PANEL_ROWS]]) {
-    tile.check(sums);
+/// Adds the stretch's part of each dot. For each block of weights in order, for each plane of activations in order:
+/// `acc = fma(d * x.d, i, acc)` with the exact integer `i = sum(s * (c - offset) * v)`, then with minima
+/// `acc = fma(min * x.d, j, acc)` with `j = sum(m * v)`. Small blocks (`s` and `m` are 1) go by turns to two sums. No
+/// integer leaves 32 bits: |s (c - offset)| <= 4096, so |i| < 2^27. sums `[rows]`
+pub(crate) fn stretch(simd: Simd, stretch: Stretch<'_>, sums: &mut [Sums]) {
+    stretch.check(sums);
     match simd.isa() {
         // SAFETY: a `Simd` of this set exists; `check` has passed.
         #[cfg(target_arch = "x86_64")]
-        Isa::Avx512 => unsafe { avx512::tile(tile, sums) },
+        Isa::Avx512 | Isa::Amx => unsafe { avx512::stretch(stretch, sums) },
         // SAFETY: as above.
         #[cfg(target_arch = "x86_64")]
-        Isa::Avx2 => unsafe { avx2::tile(tile, sums) },
-        _ => portable::tile(tile, sums),
-    }
-}
-
-/// Puts the rows of `unpacked` into lanes.
-pub(crate) fn interleave(simd: Simd, unpacked: &Unpacked, panel: &mut Panel) {
-    match simd.isa() {
-        // SAFETY: a `Simd` of this set exists.
-        #[cfg(target_arch = "x86_64")]
-        Isa::Avx512 => unsafe { avx512::interleave(unpacked, panel) },
-        // SAFETY: as above.
-        #[cfg(target_arch = "x86_64")]
-        Isa::Avx2 => unsafe { avx2::interleave(unpacked, panel) },
-        _ => portable::interleave(unpacked, panel),
+        Isa::Avx2 => unsafe { avx2::stretch(stretch, sums) },
+        _ => portable::stretch(stretch, sums),
     }
 }
 
@@ -168,7 +217,7 @@ pub(crate) fn dots(simd: Simd, dots: Dots<'_>, sums: &mut [LaneSums]) {
     match simd.isa() {
         // SAFETY: a `Simd` of this set exists; `check` has passed.
         #[cfg(target_arch = "x86_64")]
-        Isa::Avx512 => unsafe { avx512::dots(dots, sums) },
+        Isa::Avx512 | Isa::Amx => unsafe { avx512::dots(dots, sums) },
         // SAFETY: as above.
         #[cfg(target_arch = "x86_64")]
         Isa::Avx2 => unsafe { avx2::dots(dots, sums) },

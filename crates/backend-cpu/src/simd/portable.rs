@@ -1,42 +1,36 @@
 //! The hand-written kernels in plain Rust: the definition of their bits.
 
-use super::{Dots, FLOAT_ROWS, LANES, LaneSums, PANEL_ROWS, Panel, Tile, Unpacked, X_GROUP, X_STEP};
+use super::{CHUNK, Dots, FLOAT_ROWS, LANES, LaneSums, PANEL_ROWS, Stretch, Sums};
 
-pub(super) fn tile(tile: Tile<'_>, sums: &mut [[f32; PANEL_ROWS]]) {
-    let Tile { scheme, panel, x, start, len, rows } = tile;
+pub(super) fn stretch(stretch: Stretch<'_>, sums: &mut [Sums]) {
+    let Stretch { scheme, codes, x, start, len, rows, .. } = stretch;
+    let offset = i32::from(scheme.offset);
     for (&row, acc) in rows.iter().zip(sums) {
-        let row = row as usize;
-        for at in (0..len).step_by(scheme.group) {
-            let group = at / scheme.group;
-            let x_at = row * x.cols + start + at;
-            let d = x.d[x_at / X_GROUP];
-            let sum: i32 = x.sums[x_at / 16..][..scheme.group / 16].iter().sum();
-            let mut dot = [-i32::from(scheme.offset) * sum; PANEL_ROWS];
-            for quad in 0..scheme.group / 4 {
-                let value = |i: usize| X_STEP * i32::from(x.q[i]) + i32::from(x.r[i]);
-                let x: [i32; 4] = std::array::from_fn(|k| value(x_at + quad * 4 + k));
-                for (dot, q) in dot.iter_mut().zip(&panel.q[at / 4 + quad]) {
-                    *dot += (0..4).map(|k| i32::from(q[k]) * x[k]).sum::<i32>();
+        for (block, at) in (0..len).step_by(scheme.block).enumerate() {
+            for plane in 0..x.planes {
+                let vector = row as usize * x.planes + plane;
+                let v = &x.v[vector * x.stride + start + at..][..scheme.block];
+                let d = x.d[(vector * x.stride + start + at) / scheme.block];
+                for lane in 0..PANEL_ROWS {
+                    let (c, acc) = (&codes.c[lane][at..at + scheme.block], &mut acc[block % 2][lane]);
+                    let (mut dot, mut of_min) = (0, 0);
+                    for (i, (c, v)) in c.as_chunks::<16>().0.iter().zip(v.as_chunks::<16>().0).enumerate() {
+                        let group = i * 16 / scheme.group;
+                        let product: i32 = (0..16).map(|i| (i32::from(c[i]) - offset) * i32::from(v[i])).sum();
+                        let sum: i32 = v.iter().map(|&v| i32::from(v)).sum();
+                        let (s, m) = match scheme.block {
+                            CHUNK => (i32::from(codes.s[lane][group]), i32::from(codes.m[group / 2][lane][group % 2])),
+                            _ => (1, 1),
+                        };
+                        dot += s * product;
+                        of_min += m * sum;
+                    }
+                    *acc = (codes.d[block][lane] * d).mul_add(dot as f32, *acc);
+                    if scheme.mins {
+                        *acc = (codes.min[block][lane] * d).mul_add(of_min as f32, *acc);
+                    }
                 }
             }
-            for lane in 0..PANEL_ROWS {
-                acc[lane] = (panel.d[group][lane] * d).mul_add(dot[lane] as f32, acc[lane]);
-                if scheme.mins {
-                    acc[lane] = panel.m[group][lane].mul_add(d * sum as f32, acc[lane]);
-                }
-            }
-        }
-    }
-}
-
-pub(super) fn interleave(unpacked: &Unpacked, panel: &mut Panel) {
-    for row in 0..PANEL_ROWS {
-        for (quad, q) in unpacked.q[row].as_chunks::<4>().0.iter().enumerate() {
-            panel.q[quad][row] = *q;
-        }
-        for group in 0..16 {
-            panel.d[group][row] = unpacked.d[row][group];
-            panel.m[group][row] = unpacked.m[row][group];
         }
     }
 }

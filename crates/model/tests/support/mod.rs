@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use lingqu_backend::{Backend, KvSpec, KvStore};
-use lingqu_backend_cpu::{CpuBackend, CpuConfig};
+use lingqu_backend_cpu::{CpuBackend, CpuConfig, Precision};
 use lingqu_backend_reference::ReferenceBackend;
 use lingqu_model::{Experts, LoadOptions, Model, Package, load_with_experts};
 use lingqu_types::{Batch, BlockId, SequenceSlice, TokenId};
@@ -77,7 +77,8 @@ impl GoldenModel {
 }
 
 pub fn backends() -> Vec<(&'static str, Arc<dyn Backend>)> {
-    let cpu = CpuBackend::new(CpuConfig::default()).expect("a CPU");
+    let config = CpuConfig { precision: Precision::Int16, ..CpuConfig::default() };
+    let cpu = CpuBackend::new(config).expect("a CPU");
     vec![("reference", Arc::new(ReferenceBackend::new())), ("cpu", Arc::new(cpu))]
 }
 

@@ -1,4 +1,5 @@
-//! How fast this machine reads memory: what decode speed is measured against.
+//! What this machine can do at most: how fast it reads memory, against which decode is measured, and how fast its
+//! tiles multiply, against which prefill is.
 
 use std::time::Instant;
 
@@ -34,6 +35,31 @@ pub(crate) fn measure(core: &Core, bytes: usize) -> Result<f64> {
         best_s = best_s.min(start.elapsed().as_secs_f64());
     }
     Ok(len as f64 / best_s / 1e9)
+}
+
+/// 10^12 operations a second (a product and a sum are two) of all threads together on int8 tiles that are at hand, the
+/// best of a few runs; `None` without AMX.
+#[cfg(target_arch = "x86_64")]
+pub(crate) fn tile_peak(core: &Core) -> Option<f64> {
+    use crate::simd::{CHUNK, amx};
+    const ROUNDS: u64 = 100_000;
+    const OPERATIONS: f64 = (ROUNDS * 4 * 2 * 16 * 64 * 16) as f64;
+    if core.simd.isa() != crate::isa::Isa::Amx {
+        return None;
+    }
+    let once = || {
+        let start = Instant::now();
+        // SAFETY: the instruction set in use is AMX; the tiles are dropped at once.
+        core.team.run(|_| unsafe { amx::multiply_registers(&amx::Tiles::new(CHUNK), ROUNDS) });
+        start.elapsed().as_secs_f64()
+    };
+    let best_s = (0..RUNS).map(|_| once()).fold(f64::INFINITY, f64::min);
+    Some(OPERATIONS * core.team.members() as f64 / best_s / 1e12)
+}
+
+#[cfg(not(target_arch = "x86_64"))]
+pub(crate) fn tile_peak(_: &Core) -> Option<f64> {
+    None
 }
 
 per_isa! {
