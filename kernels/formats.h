@@ -87,8 +87,8 @@ struct LqQ8Weights {
     }
 };
 
-/// Integers of 4 bits (and 2 more) are stored for fragments of matrix units: README.md, "Order of the K formats". Chunk c
-/// is half of the word of one lane and half of that of the next.
+/// Integers of 4 bits (and 2 more) are stored for fragments of matrix units: README.md, "Order of the K formats". Chunk
+/// c is half of the word of one lane and half of that of the next.
 struct LqChunkWords {
     u64 first;  // number of the word of its first 4 values; that of the others is 4 more
     u32 halves; // 0: the first half of the slots, 1: the second
@@ -110,7 +110,8 @@ struct LqScaleMin {
     float step, below;
 };
 
-/// Group g of 8 of a block of Q4_K (ggml's block_q4_K): d scale and dmin min, from d, dmin and 12 bytes of 6-bit numbers.
+/// Group g of 8 of a block of Q4_K (ggml's block_q4_K): d scale and dmin min, from d, dmin and 12 bytes of 6-bit
+/// numbers.
 LQ_DEV LqScaleMin lq_q4k_scale(const LqU4& head, u32 g) {
     u32 shift = g % 4 * 8, a = head.v[1] >> shift, b = head.v[2] >> shift, n = head.v[3] >> shift;
     u32 scale = g < 4 ? a & 63 : (n & 15) | (a & 0xc0) >> 2;

@@ -3,4 +3,6 @@
 #include "route.h"
 #include "sample.h"
 #include "weights.h"
+#include "tiles.h"
 #include "attention.h"
+#include "flash.h"

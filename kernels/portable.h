@@ -11,20 +11,29 @@ typedef unsigned long long u64;
 #if defined(LQ_EMU)
 #include "grid.h"
 #define LQ_KERNEL static
+#define LQ_KERNEL_OF(threads, blocks) static
 #define LQ_DEV static inline __attribute__((always_inline))
+#define LQ_CALLED static __attribute__((noinline))
+#define LQ_IS_SHARED(pointer)
 #define LQ_EXPORT(kernel) GRID_EXPORT(kernel)
 #define LQ_SHARED(type, name, count) type* const name = grid::shared<type>(__COUNTER__, count)
 #elif defined(LQ_CUDA)
-#define LQ_KERNEL extern "C" __global__ __launch_bounds__(256)
+#define LQ_KERNEL LQ_KERNEL_OF(256, 1)
+#define LQ_KERNEL_OF(threads, blocks) extern "C" __global__ __launch_bounds__(threads, blocks)
 #define LQ_DEV static __device__ __forceinline__
+#define LQ_CALLED static __device__ __noinline__ // once for many kernels: compiling takes its time
+#define LQ_IS_SHARED(pointer) __builtin_assume(__isShared(pointer))
 #define LQ_EXPORT(kernel)
 #define LQ_SHARED(type, name, count) __shared__ __align__(16) type name[count]
 #elif defined(LQ_HIP)
 #ifndef __HIPCC_RTC__
 #include <hip/hip_runtime.h>
 #endif
-#define LQ_KERNEL extern "C" __global__ __launch_bounds__(256)
+#define LQ_KERNEL LQ_KERNEL_OF(256, 1)
+#define LQ_KERNEL_OF(threads, blocks) extern "C" __global__ __launch_bounds__(threads, blocks)
 #define LQ_DEV static __device__ inline __attribute__((always_inline))
+#define LQ_CALLED static __device__ __attribute__((noinline))
+#define LQ_IS_SHARED(pointer)
 #define LQ_EXPORT(kernel)
 #define LQ_SHARED(type, name, count) __shared__ __attribute__((aligned(16))) type name[count]
 #else

@@ -24,7 +24,9 @@ LQ_DEV LqCandidate lq_block_lead(LqCandidate own, u32 round, LqCandidate* leads)
     if (lq_lane() == 0) of_warps[lq_warp()] = own;
     lq_sync(); // and the round after next writes here only when all have read
     LqCandidate lead = of_warps[0];
-    for (u32 warp = 1; warp < blockDim.x / LQ_WARP; warp++) lead = lq_leads(of_warps[warp], lead) ? of_warps[warp] : lead;
+    for (u32 warp = 1; warp < blockDim.x / LQ_WARP; warp++) {
+        lead = lq_leads(of_warps[warp], lead) ? of_warps[warp] : lead;
+    }
     return lead;
 }
 
@@ -77,8 +79,8 @@ LQ_DEV LqCandidate lq_list_lead(const u32* ids, const float* values, const u32* 
     return own;
 }
 
-/// Row blockIdx.x: ids, values [rows, k]; sums [rows]: the sum over the row of exp((x - largest) * scale), NaN where the
-/// row holds NaN, +infinity, or nothing but -infinity. At most LQ_PARTS_MAX parts.
+/// Row blockIdx.x: ids, values [rows, k]; sums [rows]: the sum over the row of exp((x - largest) * scale), NaN where
+/// the row holds NaN, +infinity, or nothing but -infinity. At most LQ_PARTS_MAX parts.
 LQ_KERNEL void top_logits(const u32* part_ids, const float* part_values, const float* part_totals, const float* scales,
                           u32* ids, float* values, float* sums, u32 parts, u32 k) {
     LQ_SHARED(u32, next, LQ_PARTS_MAX);

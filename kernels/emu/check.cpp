@@ -3,7 +3,6 @@
 // Q, rows or splits). All memory is allocated to the byte, so the address sanitizer finds every access out of bounds.
 // README.md says how to build and run it.
 #include "lingqu.cu"
-#include "sample.h"
 
 #include <algorithm>
 #include <string>
@@ -114,6 +113,8 @@ static const char* FORMATS[] = {"F32", "F16", "BF16", "FP8", "Q8_0", "Q4_K", "Q6
 
 static u32 parts(u32 count, u32 size) { return (count + size - 1) / size; }
 
+static u32 scale_cols_least = 16; // of FP8; of codes, too, up to 32
+
 struct Weights {
     std::vector<u8> planes[4];
     LqMatrix matrix;
@@ -125,7 +126,9 @@ static u16 random_half() { return u16(0x1800 + below(0x1400) + (below(2) << 15))
 
 Weights::Weights(u32 format, u32 rows, u32 cols) : values(size_t(rows) * cols) {
     u64 padded = (cols + 7) / 8 * 8, n = rows * padded;
-    u32 rows_per_scale = 24, cols_per_scale = below(2) ? 16 : 32, scale_cols = parts(cols, cols_per_scale);
+    u32 rows_per_scale = 24, cols_per_scale = scale_cols_least << below(2), scale_cols;
+    if (format == LQ_CODES) cols_per_scale = std::min(cols_per_scale, 32u);
+    scale_cols = parts(cols, cols_per_scale);
     u64 sizes[8][4] = {{n * 4}, {n * 2}, {n * 2}, {n, (rows + 23) / 24 * u64(scale_cols) * 4}, {n, n / 32 * 2},
                        {n / 2, n / 256 * 16}, {n / 2, n / 4, n / 16, n / 256 * 2}, {n, n / cols_per_scale * 8}};
     for (int i = 0; i < 4; i++) {
@@ -219,7 +222,8 @@ static const GateUpKernel GATE_UP[] = {gate_up_r1, gate_up_r4, gate_up_r8};
 
 static u32 random_cols(u32 format) {
     const u32 odd[] = {1, 7, 33, 130, 259, 4100};
-    return format <= LQ_FP8 ? odd[below(6)] : format == LQ_Q8_0 || format == LQ_CODES ? 32 * (1 + below(9)) : 256 * (1 + below(17));
+    if (format == LQ_Q8_0 || format == LQ_CODES) return 32 * (1 + below(9));
+    return format <= LQ_FP8 ? odd[below(6)] : 256 * (1 + below(17));
 }
 
 static void check_linear(u32 format, u32 rows, u32 heads) {
@@ -325,14 +329,31 @@ static void check_experts(u32 gate_format, u32 up_format, u32 down_format) {
 
 using RowsKernel = void (*)(LqStep, LqView, LqKv, LqView, float, u32, u32);
 using SplitsKernel = void (*)(LqStep, LqView, LqKv, float*, float, u32, u32, u32);
-static const u32 Q[] = {4, 8, 16};
-static const RowsKernel ROWS[] = {attention_rows_q4, attention_rows_q8, attention_rows_q16};
-static const SplitsKernel SPLITS[] = {attention_splits_q4, attention_splits_q8, attention_splits_q16};
+struct AttentionKernels {
+    u32 queries;
+    RowsKernel rows;
+    SplitsKernel splits;
+};
+static const std::vector<AttentionKernels> PLAIN = {
+    {4, attention_rows_q4, attention_splits_q4},
+    {8, attention_rows_q8, attention_splits_q8},
+    {16, attention_rows_q16, attention_splits_q16},
+};
+#if defined(LQ_MMA)
+static const std::vector<AttentionKernels> FLASH = {
+    {16, flash_rows_q16, flash_splits_q16},
+    {64, flash_rows_q64, flash_splits_q64},
+};
+#else
+static const std::vector<AttentionKernels> FLASH;
+#endif
 
 /// Sequences of the given lengths of which the last `fresh` positions are this step's rows.
-static void check_attention(bool latent, u32 per_kv, u32 k_dim, u32 v_dim, std::vector<u32> lengths, u32 fresh) {
+static void check_attention(bool flash, bool latent, u32 per_kv, u32 k_dim, u32 v_dim, std::vector<u32> lengths,
+                            u32 fresh) {
     u32 kv_heads = latent ? 1 : 2, heads = kv_heads * per_kv, block_tokens = 16, rows = 0, blocks = 0, blocks_max = 0;
-    std::string what = std::string("attention ") + (latent ? "latent" : "separate") + " x" + std::to_string(per_kv);
+    std::string what = std::string(flash ? "flash " : "attention ") + (latent ? "latent" : "separate");
+    what += " x" + std::to_string(per_kv);
     LqKv kv = {nullptr, latent ? k_dim : kv_heads * (k_dim + v_dim), kv_heads, k_dim, v_dim,
                latent ? 0 : kv_heads * k_dim, latent ? 0 : v_dim};
     for (u32 length : lengths) {
@@ -364,26 +385,28 @@ static void check_attention(bool latent, u32 per_kv, u32 k_dim, u32 v_dim, std::
     Floats q = random_values(size_t(rows) * heads * k_dim), first;
     float scale = 0.15f;
     u32 splits = *std::max_element(positions.begin(), positions.end()) / LQ_SPLIT + 1;
-    for (int variant = 0; variant < 3; variant++) {
-        u32 heads_per_block = std::min(per_kv, Q[variant]), rows_per_block = Q[variant] / heads_per_block;
+    if (flash && FLASH.empty()) return;
+    for (const AttentionKernels& kernels : flash ? FLASH : PLAIN) {
+        u32 heads_per_block = std::min(per_kv, kernels.queries), rows_per_block = kernels.queries / heads_per_block;
         grid::Dim size = {parts(rows, rows_per_block), kv_heads * parts(per_kv, heads_per_block), 1};
         Floats merged = in_all_orders(what, [&] {
             Rows from(rows, heads, k_dim, q), to(rows, heads, v_dim);
-            launch(ROWS[variant], size, 128, step, from.view(), kv, to.view(), scale, rows_per_block, heads_per_block);
+            launch(kernels.rows, size, 128, step, from.view(), kv, to.view(), scale, rows_per_block, heads_per_block);
             return to.values();
         });
-        if (variant == 0) first = merged;
-        expect_same(merged, first, what + " q" + std::to_string(Q[variant]));
+        if (first.empty()) first = merged;
+        expect_same(merged, first, what + " q" + std::to_string(kernels.queries));
         Floats apart = in_all_orders(what, [&] {
             Rows from(rows, heads, k_dim, q), to(rows, heads, v_dim);
             Floats partial(size_t(rows) * heads * splits * (v_dim + 2), NAN);
-            launch(SPLITS[variant], {size.x, size.y, splits}, 128, step, from.view(), kv, partial.data(), scale,
+            launch(kernels.splits, {size.x, size.y, splits}, 128, step, from.view(), kv, partial.data(), scale,
                    rows_per_block, heads_per_block, splits);
             launch(attention_merge, {rows, heads}, 128, step, (const float*)partial.data(), to.view(), splits);
             return to.values();
         });
-        expect_same(apart, first, what + ": splits, q" + std::to_string(Q[variant]));
+        expect_same(apart, first, what + ": splits, q" + std::to_string(kernels.queries));
     }
+    auto of_q = [&](float value) { return flash ? lq_f16_to_float(lq_float_to_f16(value)) : value; };
     std::vector<double> want;
     for (u32 i = 0; i < rows * heads; i++) {
         u32 row = i / heads, group = i % heads / per_kv, seen = positions[row] + 1;
@@ -395,23 +418,41 @@ static void check_attention(bool latent, u32 per_kv, u32 k_dim, u32 v_dim, std::
         };
         for (u32 p = 0; p < seen; p++) {
             for (u32 d = 0; d < k_dim; d++) {
-                scores[p] += scale * double(q[size_t(i) * k_dim + d]) * lq_f16_to_float(entry(p)[group * k_dim + d]);
+                float key = lq_f16_to_float(entry(p)[group * k_dim + d]);
+                scores[p] += scale * double(of_q(q[size_t(i) * k_dim + d])) * key;
             }
             most = std::max(most, scores[p]);
         }
         for (u32 p = 0; p < seen; p++) {
             double weight = exp(scores[p] - most);
+            if (flash) { // rounded as it is when the largest score is that of its split
+                u32 start = p / LQ_SPLIT * LQ_SPLIT, end = std::min(start + LQ_SPLIT, seen);
+                double of_most = *std::max_element(scores.begin() + start, scores.begin() + end);
+                weight = lq_f16_to_float(lq_float_to_f16(float(exp(scores[p] - of_most)))) * exp(of_most - most);
+            }
             sum += weight;
             const u16* value = entry(p) + kv.v_offset + group * kv.v_head_stride;
             for (u32 d = 0; d < v_dim; d++) out[d] += weight * lq_f16_to_float(value[d]);
         }
         for (double value : out) want.push_back(value / sum);
     }
-    expect_close(first, want, std::vector<double>(want.size(), 1.0), 2e-5, what);
+    expect_close(first, want, std::vector<double>(want.size(), 1.0), flash ? 1e-4 : 2e-5, what);
 }
 
 #include "check_rows.h"
 #include "check_sample.h"
+#include "check_tiles.h"
+
+static void check_attentions() {
+    for (bool flash : {false, true}) {
+        check_attention(flash, false, 1, 16, 33, {5, 1, 40}, 40);
+        check_attention(flash, false, 4, 65, 64, {300, 12, 270}, 9);
+        check_attention(flash, false, 7, 24, 16, {700, 1, 257, 256}, 5);
+        check_attention(flash, true, 4, 72, 64, {300, 20}, flash ? 60 : 300);
+        check_attention(flash, true, 20, 17, 16, {513, 3, 512, 90}, 3);
+    }
+    check_attention(true, true, 70, 96, 64, {270, 40}, 2);
+}
 
 int main() {
     check_halves();
@@ -434,11 +475,8 @@ int main() {
         check_experts(format, format, LQ_F16);
         check_experts(format, (format + 3) % 8, format);
     }
-    check_attention(false, 1, 16, 33, {5, 1, 40}, 40);
-    check_attention(false, 4, 65, 64, {300, 12, 270}, 9);
-    check_attention(false, 7, 24, 16, {700, 1, 257, 256}, 5);
-    check_attention(true, 4, 72, 64, {300, 20}, 300);
-    check_attention(true, 20, 17, 16, {513, 3, 512, 90}, 3);
+    check_tiles();
+    check_attentions();
     printf("warp %d: %u checks, %u failed\n", LQ_WARP, checks, failures);
     return failures != 0;
 }

@@ -31,7 +31,8 @@ static void check_group_slots(u32 slots, u32 expert_count, u32 tile_rows) {
 
 /// `kind`: 1 many equal values, 2 -infinity too, 3 a NaN, 4 a +infinity, 5 nothing but -infinity.
 static void check_top_logits(u32 rows, u32 vocabulary, u32 k, u32 kind) {
-    std::string what = "top_logits " + std::to_string(vocabulary) + " " + std::to_string(k) + "/" + std::to_string(kind);
+    std::string what = "top_logits " + std::to_string(vocabulary) + " " + std::to_string(k);
+    what += "/" + std::to_string(kind);
     Floats x = random_values(size_t(rows) * vocabulary), scales(rows);
     for (float& scale : scales) scale = below(3) ? 0.5f + unit() * 0.4f : 1e6f;
     for (float& value : x) {

@@ -78,6 +78,9 @@ struct Warp {
     float results[2][WARP_VALUES_MAX];
     unsigned result_index[2];
     unsigned long long peers[2][LQ_WARP];
+    // Fragments of a matrix product, in registers of 32 bits, and what becomes of the accumulators.
+    uint32_t fragments[LQ_WARP][6];
+    float accumulators[LQ_WARP][4], products[2][LQ_WARP][4];
 };
 
 struct SharedArray {
