@@ -11,8 +11,9 @@ use crate::step::StepTables;
 
 /// Positions of a split, counted from the start of a sequence: a law of the kernels.
 const SPLIT_POSITIONS: usize = 256;
-/// Queries that a block may take at most.
+/// Queries that a block may take at most, plain and on matrix units.
 const BLOCK_QUERIES: [usize; 3] = [4, 8, 16];
+const UNIT_QUERIES: [usize; 2] = [16, 64];
 /// With fewer blocks than this a long sequence is split among more of them.
 const BLOCKS_ENOUGH: usize = 256;
 /// Most memory that splits may take before they are merged.
@@ -62,12 +63,14 @@ struct Cut {
 
 impl Cut {
     /// `group` heads share a kv head. Rows of one sequence share a block, as they read the same cache.
-    fn of(rows: usize, sequences: usize, kv_heads: usize, group: usize) -> Self {
-        let most = BLOCK_QUERIES[BLOCK_QUERIES.len() - 1];
+    /// `sizes`: queries that a block of some kernel may take, ascending.
+    fn of(rows: usize, sequences: usize, heads: [usize; 2], sizes: &[usize]) -> Self {
+        let [kv_heads, group] = heads;
+        let most = sizes[sizes.len() - 1];
         let heads_per_block = group.min(most);
         let rows_per_block = (most / heads_per_block).min(rows.div_ceil(sequences.max(1))).max(1);
         let wanted = rows_per_block * heads_per_block;
-        let queries = BLOCK_QUERIES.into_iter().find(|q| *q >= wanted).expect("within the most");
+        let queries = sizes.iter().copied().find(|q| *q >= wanted).expect("within the most");
         let row_blocks = rows.div_ceil(rows_per_block);
         let head_blocks = kv_heads * group.div_ceil(heads_per_block);
         Self { queries, rows_per_block, heads_per_block, row_blocks, head_blocks }
@@ -94,7 +97,9 @@ pub(crate) fn attention(
     let (heads, kv_heads) = (q.heads as usize, cells.kv_heads as usize);
     assert!(q.rows == out.rows && q.rows as usize == step.rows() && q.heads == out.heads, "rows and heads");
     assert!(q.len == cells.k_dim && out.len == cells.v_dim && heads.is_multiple_of(kv_heads), "shape of attention");
-    let cut = Cut::of(step.rows(), tables.sequences, kv_heads, heads / kv_heads);
+    let (family, sizes) =
+        if core.has_matrix_units { ("flash", &UNIT_QUERIES[..]) } else { ("attention", &BLOCK_QUERIES[..]) };
+    let cut = Cut::of(step.rows(), tables.sequences, [kv_heads, heads / kv_heads], sizes);
     let splits = tables.position_max as usize / SPLIT_POSITIONS + 1;
     let whole = [cut.row_blocks, cut.head_blocks, 1];
     let (step_argument, kv_argument) = (Argument::Step(tables.argument), Argument::Kv(cells));
@@ -103,7 +108,7 @@ pub(crate) fn attention(
         Argument::U32(cut.rows_per_block as u32),
         Argument::U32(cut.heads_per_block as u32),
     ];
-    let name = |kind: &str| format!("attention_{kind}_q{}", cut.queries);
+    let name = |kind: &str| format!("{family}_{kind}_q{}", cut.queries);
     let partial_bytes = step.rows() * heads * splits * (out.len as usize + 2) * 4;
     let is_worth_it = splits > 1 && cut.row_blocks * cut.head_blocks < BLOCKS_ENOUGH;
     if !is_worth_it || partial_bytes > PARTIAL_BYTES_MAX {
@@ -126,10 +131,13 @@ mod tests {
 
     #[test]
     fn blocks_take_what_they_can() {
-        let check = |rows, sequences, kv_heads, group, expected: [usize; 5]| {
+        let check_of = |sizes: &[usize], rows, sequences, heads: [usize; 2], expected: [usize; 5]| {
             let [queries, rows_per_block, heads_per_block, row_blocks, head_blocks] = expected;
             let cut = Cut { queries, rows_per_block, heads_per_block, row_blocks, head_blocks };
-            assert_eq!(Cut::of(rows, sequences, kv_heads, group), cut, "{rows} {sequences} {kv_heads} {group}");
+            assert_eq!(Cut::of(rows, sequences, heads, sizes), cut, "{rows} {sequences} {heads:?}");
+        };
+        let check = |rows, sequences, kv_heads, group, expected| {
+            check_of(&BLOCK_QUERIES, rows, sequences, [kv_heads, group], expected);
         };
         check(1, 1, 8, 4, [4, 1, 4, 1, 8]);
         check(16, 16, 8, 4, [4, 1, 4, 16, 8]);
@@ -138,5 +146,8 @@ mod tests {
         check(7, 1, 2, 7, [16, 2, 7, 4, 2]);
         check(3, 3, 4, 1, [4, 1, 1, 3, 4]);
         check(0, 0, 4, 1, [4, 1, 1, 0, 4]);
+        check_of(&UNIT_QUERIES, 1, 1, [8, 4], [16, 1, 4, 1, 8]);
+        check_of(&UNIT_QUERIES, 512, 1, [8, 4], [64, 16, 4, 32, 8]);
+        check_of(&UNIT_QUERIES, 1, 1, [1, 128], [64, 1, 64, 1, 2]);
     }
 }

@@ -42,15 +42,21 @@ pub(crate) enum Room {
     /// Cache blocks that are copied, and their numbers.
     HeldBlocks,
     BlockPairs,
-    /// The largest logits of each row, of parts of it, and their scales.
+    /// The largest logits of each row, and of parts of it.
     Top,
+    /// Of the sums over rows of logits.
+    Scales,
 }
 
-const ROOMS: usize = Room::Top as usize + 1;
+const ROOMS: usize = Room::Scales as usize + 1;
 
 /// Held while an op is given to the stream. As the stream runs in order, the next op may have the same memory.
 #[derive(Default)]
-pub(crate) struct Scratch([Option<Memory>; ROOMS]);
+pub(crate) struct Scratch {
+    rooms: [Option<Memory>; ROOMS],
+    /// What [`Room::Scales`] holds.
+    scales: Vec<f32>,
+}
 
 impl Core {
     pub fn open(config: &GpuConfig) -> Result<Self> {
@@ -105,13 +111,26 @@ pub(crate) fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
 impl Scratch {
     /// At least `bytes`, of any content, until the next call for the same room.
     pub fn memory(&mut self, core: &Core, room: Room, bytes: usize) -> Result<&Memory> {
-        let place = &mut self.0[room as usize];
+        let place = &mut self.rooms[room as usize];
         if place.as_ref().is_none_or(|held| held.bytes() < bytes) {
             *place = None; // before the new one, which may need its memory
             let what = format!("{room:?}, memory of an op");
             *place = Some(Memory::new(&core.device, bytes.next_multiple_of(256)).map_err(core.told(&what))?);
         }
         Ok(place.as_ref().expect("just made"))
+    }
+
+    /// Where these scales are. They mostly are those of the step before: then nothing waits for a copy.
+    pub fn scales(&mut self, core: &Core, scales: &[f32]) -> Result<Address> {
+        let is_held = self.scales == scales;
+        let held = std::mem::take(&mut self.scales);
+        let memory = self.memory(core, Room::Scales, size_of_val(scales))?;
+        if !is_held {
+            memory.write(0, scales).map_err(core.told("scales of logits"))?;
+        }
+        let address = memory.address();
+        self.scales = if is_held { held } else { scales.to_vec() };
+        Ok(address)
     }
 
     pub fn address(&mut self, core: &Core, room: Room, bytes: usize) -> Result<Address> {

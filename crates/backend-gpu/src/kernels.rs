@@ -60,7 +60,7 @@ const NAMES: [&str; 30] = [
     "top_logits",
 ];
 /// Beside these, where the device has matrix units.
-const UNIT_NAMES: [&str; 9] = [
+const UNIT_NAMES: [&str; 13] = [
     "linear_t8",
     "linear_t16",
     "linear_t64",
@@ -70,13 +70,14 @@ const UNIT_NAMES: [&str; 9] = [
     "grouped_t8",
     "grouped_t16",
     "grouped_t64",
+    "flash_rows_q16",
+    "flash_rows_q64",
+    "flash_splits_q16",
+    "flash_splits_q64",
 ];
 
 /// Most blocks that vendors allow along y and z.
 const GRID_YZ_MAX: usize = 65_535;
-
-/// Kernels for matrix units are to come.
-const HAS_UNIT_KERNELS: bool = false;
 
 /// What the kernels are compiled for.
 #[derive(Clone, Copy, Debug)]
@@ -89,7 +90,7 @@ pub(crate) struct Target<'a> {
 
 impl<'a> Target<'a> {
     pub fn new(row: Row, arch: &'a str, units: MatrixUnits) -> Self {
-        Self { row, arch, has_matrix_units: HAS_UNIT_KERNELS && row.has_matrix_units(arch, units) }
+        Self { row, arch, has_matrix_units: row.has_matrix_units(arch, units) }
     }
 
     fn options(&self) -> Vec<String> {

@@ -6,9 +6,11 @@
 //! and `memory.rs` launch them, through `queue.rs`. `/kernels/README.md` is the contract between both sides.
 //!
 //! # Numerics
-//! Activations and all arithmetic are f32, the cache is f16, weights are decoded exactly. Each output has one order of
-//! operations, whatever else is in the batch and however a call is cut into blocks (`/kernels/README.md`,
-//! "Arithmetic contract"); it may differ between warps of 32 and 64, and between devices.
+//! Activations between ops are f32, the cache is f16, weights are decoded exactly. On a device without matrix units all
+//! arithmetic is f32, too; with them products round their input to bf16 and attention its queries and weights to f16
+//! ([`MatrixUnits`]). Each output has one order of operations, whatever else is in the batch and however a call is cut
+//! into blocks (`/kernels/README.md`, "Arithmetic contract"); it may differ between warps of 32 and 64, and between
+//! devices.
 //!
 //! # The emulator
 //! The row `emu` compiles the same kernels with the host's C++ compiler and runs them here, at warps of 32 and 64 and

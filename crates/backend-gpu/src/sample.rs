@@ -32,13 +32,11 @@ pub(crate) fn top_logits(core: &Core, x: View<'_>, scales: &[f32], k: usize) -> 
     let parts = cols.div_ceil(PART);
     assert!(parts <= PARTS_MAX, "{cols} logits");
     let mut scratch = core.scratch();
-    // First what goes in, then what comes out, then what only the kernels see.
+    let scales = Argument::Address(scratch.scales(core, scales)?);
+    // First what comes out, then what only the kernels see.
     let [results, listed] = [rows * (2 * k + 1), rows * parts * k];
-    let words = rows + results + 2 * listed + 2 * rows * parts;
-    let memory = scratch.memory(core, Room::Top, words * 4)?;
-    memory.write(0, scales).map_err(core.told("scales of logits"))?;
+    let memory = scratch.memory(core, Room::Top, (results + 2 * listed + 2 * rows * parts) * 4)?;
     let mut room = Words(memory.address());
-    let scales = room.take(rows);
     let [tokens, values, sums] = [rows * k, rows * k, rows].map(|words| room.take(words));
     let [part_tokens, part_values, part_totals] = [listed, listed, 2 * rows * parts].map(|words| room.take(words));
     let asked = Argument::U32(k as u32);
@@ -48,7 +46,7 @@ pub(crate) fn top_logits(core: &Core, x: View<'_>, scales: &[f32], k: usize) -> 
     let arguments = [&from[..], &[tokens, values, sums, Argument::U32(parts as u32), asked]].concat();
     core.launch("top_logits", [rows, 1, 1], 256, &arguments)?;
     let mut found = vec![0u32; results];
-    memory.read(rows * 4, &mut found).map_err(core.told("the largest logits"))?;
+    memory.read(0, &mut found).map_err(core.told("the largest logits"))?;
     let floats = |words: &[u32]| words.iter().map(|word| f32::from_bits(*word)).collect();
     let (tokens, rest) = found.split_at(rows * k);
     let (values, sums) = rest.split_at(rows * k);

@@ -1,7 +1,8 @@
-//! The conformance suite on the emulator, at both warps and under several schedules, against the reference backend.
+//! The conformance suite on the emulator, at both warps, under several schedules, with and without matrix units, against
+//! the reference backend.
 
 use lingqu_backend::conformance::{Options, run};
-use lingqu_backend_gpu::{Emulation, Environment, GpuBackend, GpuConfig, Row, Schedule};
+use lingqu_backend_gpu::{Emulation, Environment, GpuBackend, GpuConfig, MatrixUnits, Row, Schedule};
 use lingqu_backend_reference::ReferenceBackend;
 
 /// A kernel cache of this build: tests leave nothing in the user's.
@@ -10,9 +11,9 @@ fn environment() -> Environment {
     Environment { kernel_cache: Some(folder), ..Environment::read() }
 }
 
-fn check(warp: usize, schedule: Schedule, seed: u64) {
+fn check(warp: usize, schedule: Schedule, matrix_units: MatrixUnits, seed: u64) {
     let emulation = Emulation { warp, schedule, ..Emulation::default() };
-    let config = GpuConfig { emulation, environment: environment(), ..GpuConfig::of(Row::Emu) };
+    let config = GpuConfig { emulation, environment: environment(), matrix_units, ..GpuConfig::of(Row::Emu) };
     let subject = match GpuBackend::new(&config) {
         Ok(subject) => subject,
         Err(error) if error.to_string().contains("can be opened") => return println!("skipped: {error}"),
@@ -26,20 +27,20 @@ fn check(warp: usize, schedule: Schedule, seed: u64) {
 
 #[test]
 fn warp_32_forward() {
-    check(32, Schedule::Forward, 1);
+    check(32, Schedule::Forward, MatrixUnits::Checked, 1);
 }
 
 #[test]
 fn warp_32_shuffled() {
-    check(32, Schedule::Shuffled(7), 2);
+    check(32, Schedule::Shuffled(7), MatrixUnits::Off, 2);
 }
 
 #[test]
 fn warp_64_reverse() {
-    check(64, Schedule::Reverse, 3);
+    check(64, Schedule::Reverse, MatrixUnits::Off, 3);
 }
 
 #[test]
 fn warp_64_shuffled() {
-    check(64, Schedule::Shuffled(11), 4);
+    check(64, Schedule::Shuffled(11), MatrixUnits::Checked, 4);
 }
