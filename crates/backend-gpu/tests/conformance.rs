@@ -1,5 +1,5 @@
-//! The conformance suite on the emulator, at both warps, under several schedules, with and without matrix units, against
-//! the reference backend.
+//! The conformance suite on the emulator, at both warps, under several schedules, with and without matrix units,
+//! against the reference backend.
 
 use lingqu_backend::conformance::{Options, run};
 use lingqu_backend_gpu::{Emulation, Environment, GpuBackend, GpuConfig, MatrixUnits, Row, Schedule};

@@ -2,6 +2,7 @@
 //! decide comes whole, as it does from a device in the host's memory; the tokens are the same.
 
 use std::collections::BTreeMap;
+use std::ops::Range;
 
 use lingqu_backend::{Backend, BackendError, View};
 use lingqu_sampler::Top;
@@ -40,6 +41,7 @@ pub(crate) fn draw_far(
     let k = wanted.min(vocab);
     let top = if k > 0 { Some(backend.top_logits(far, &scales, k)?) } else { None };
     let mut at = 0;
+    let mut whole: Range<usize> = 0..0; // neighbours that are needed whole come together
     for slice in &plan.slices {
         let rows = at..at + slice.logit_rows;
         at = rows.end;
@@ -51,9 +53,20 @@ pub(crate) fn draw_far(
                 continue;
             }
         }
-        if !rows.is_empty() {
-            backend.read_rows(far, rows.clone(), &mut near[rows.start * vocab..rows.end * vocab])?;
+        if rows.start != whole.end {
+            bring(backend, far, whole, near)?;
+            whole = rows.start..rows.start;
         }
+        whole.end = rows.end;
     }
-    Ok(())
+    bring(backend, far, whole, near)
+}
+
+/// Copies rows to their places.
+fn bring(backend: &dyn Backend, far: View<'_>, rows: Range<usize>, near: &mut [f32]) -> Result<(), BackendError> {
+    let vocab = far.width();
+    match rows.is_empty() {
+        true => Ok(()),
+        false => backend.read_rows(far, rows.clone(), &mut near[rows.start * vocab..rows.end * vocab]),
+    }
 }
