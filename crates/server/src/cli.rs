@@ -209,6 +209,9 @@ pub struct BenchArgs {
     /// Sequences decoded together, one figure for each.
     #[arg(long, value_name = "N,N", value_delimiter = ',', default_value = "1,4,16")]
     pub batch: Vec<NonZeroUsize>,
+    /// Also decode one sequence after this many tokens, made of copies of the prompt's keys and values.
+    #[arg(long, value_name = "TOKENS")]
+    pub context: Option<NonZeroUsize>,
     /// Repetitions of each figure.
     #[arg(long, value_name = "N", default_value = "3")]
     pub repeat: NonZeroUsize,

@@ -114,22 +114,30 @@ fn inspect_tells_what_a_file_is() {
 
 #[test]
 fn bench_reports_each_batch_size() {
-    let args = ["bench", "--prompt", "16", "--gen", "4", "--batch", "1,3", "--repeat", "1", "--json"];
-    let run = lingqu(&args);
+    let run =
+        lingqu(&"bench --prompt 40 --gen 4 --batch 1,3 --context 333 --repeat 1 --json".split(' ').collect::<Vec<_>>());
     assert_eq!(run.code, 0, "{}", run.stderr);
     let json: Value = serde_json::from_str(&run.stdout).unwrap();
     let results = json["results"].as_array().unwrap();
-    assert_eq!(results.iter().map(|r| r["batch"].as_u64().unwrap()).collect::<Vec<_>>(), [1, 3]);
+    let number = |value: &Value| value.as_f64().unwrap();
+    let rows: Vec<_> = results.iter().map(|r| [number(&r["batch"]), number(&r["context_tokens"])]).collect();
+    assert_eq!(rows, [[1.0, 40.0], [3.0, 40.0], [1.0, 333.0]]);
     for result in results {
-        assert!(result["prefill_tokens_per_s"]["median"].as_f64().unwrap() > 0.0);
-        assert!(result["decode_tokens_per_s"]["median"].as_f64().unwrap() > 0.0);
+        let computed = number(&result["context_tokens"]) == 40.0;
+        assert_eq!(result["prefill_tokens_per_s"]["median"].as_f64().is_some_and(|v| v > 0.0), computed);
+        assert!(number(&result["decode_tokens_per_s"]["median"]) > 0.0);
+        assert!(number(&result["share_of_bandwidth"]) > 0.0);
     }
-    assert!(results[0]["share_of_bandwidth"].as_f64().unwrap() > 0.0);
+    // More sequences meet more experts, a longer one more of the cache; neither all that there is.
+    let step = |row: usize| number(&results[row]["expected_bytes_per_step"]);
+    assert!(step(0) < step(1) && step(1) < 3.0 * step(0) && step(0) < step(2), "{results:?}");
+    assert!(number(&json["first_token_s"]) > number(&json["load_s"]));
     assert!(json["read_bandwidth_gb_per_s"]["median"].as_f64().unwrap() > 0.0);
     // Of the model alone, not of the gigabyte that bandwidth is measured with.
     let peak = json["peak_memory_bytes"].as_u64();
     assert!(peak.is_none_or(|bytes| (1 << 20..1 << 29).contains(&bytes)), "{peak:?}");
     assert_eq!(lingqu(&["bench", "--prompt", "99999999"]).code, 2);
+    assert_eq!(lingqu(&["bench", "--context", "99999999"]).code, 2);
 }
 
 #[test]

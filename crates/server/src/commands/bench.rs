@@ -1,6 +1,7 @@
 //! `lingqu bench`: prefill and decode speed of a model at several batch sizes, against the memory's own limit.
 
 use std::io::Write;
+use std::num::NonZeroUsize;
 use std::time::Instant;
 
 use anyhow::Result;
@@ -16,13 +17,20 @@ use crate::{Usage, wiring};
 /// Bytes streamed to measure the memory: well past any cache.
 const BANDWIDTH_BYTES: usize = 1 << 30;
 
+/// Bytes of one value in the cpu backend's KV cache.
+const KV_VALUE_BYTES: u64 = 2;
+
 /// Figures at one batch size.
 struct Figures {
     batch: usize,
-    /// Prompt tokens a second, all sequences together.
-    prefill: Spread,
+    /// Tokens before the first generated one, of each sequence.
+    context: usize,
+    /// Prompt tokens a second, all sequences together; `None` where the context was copied, not computed.
+    prefill: Option<Spread>,
     /// Generated tokens a second, all sequences together.
     decode: Spread,
+    /// Bytes of weights and KV cache that a decode step reads, see [`StepBytes`].
+    step_bytes: f64,
 }
 
 pub fn run(args: &BenchArgs) -> Result<()> {
@@ -34,30 +42,37 @@ pub fn run(args: &BenchArgs) -> Result<()> {
     let package = wiring::open_package(args.model.model.as_deref())?;
     let (prompt, generate) = (args.prompt.get(), args.generate.get());
     let widest = args.batch.iter().map(|n| n.get()).max().unwrap_or(1);
-    if prompt + generate > package.config.context_tokens_max {
+    let longest = prompt.max(args.context.map_or(0, NonZeroUsize::get)) + generate;
+    if longest > package.config.context_tokens_max {
         let context = package.config.context_tokens_max;
-        return Err(
-            Usage(format!("--prompt {prompt} and --gen {generate} exceed the model's context {context}")).into()
-        );
+        let asked = format!("--prompt {prompt} (or --context) and --gen {generate}");
+        return Err(Usage(format!("{asked} exceed the model's context {context}")).into());
     }
-    let mut limits = Limits::for_context(prompt + generate, widest);
-    limits.blocks = widest * (prompt + generate).div_ceil(limits.block_tokens);
+    let mut limits = Limits::for_context(longest, widest);
+    let blocks_of = |tokens: usize| tokens.div_ceil(limits.block_tokens);
+    limits.blocks = (widest * blocks_of(prompt + generate)).max(blocks_of(longest));
     let mut model = wiring::load(&package, &backend, &args.model, &limits)?;
     let load_s = started.elapsed().as_secs_f64();
     let mut kv = wiring::alloc_kv(&*backend, &*model, &limits)?;
 
-    let mut run = Run { model: &mut *model, backend: &*backend, kv: &mut kv, limits: &limits, prompt, generate };
+    let bytes = StepBytes::of(&lingqu_model::summary(&package));
+    let mut run = Run { model: &mut *model, backend: &*backend, kv: &mut kv, limits: &limits, prompt, generate, bytes };
+    run.decode(1, 0)?;
+    let first_token_s = started.elapsed().as_secs_f64();
     let mut figures = Vec::new();
     for &batch in &args.batch {
         figures.push(run.measure(batch.get(), args.repeat.get())?);
+    }
+    if let Some(context) = args.context {
+        figures.push(run.measure_at(context.get(), args.repeat.get())?);
     }
     let peak_bytes = peak_memory_bytes().filter(|_| peak_is_known);
     let bandwidth_after = bandwidth_gb_s(args, &*backend)?;
     let bandwidth = bandwidth_before.zip(bandwidth_after).map(|(a, b)| Spread::of(vec![a, b]));
 
-    let active_bytes = active_bytes(&lingqu_model::summary(&package));
+    let active_bytes = bytes.weights(1) as usize;
     let name = &backend.capabilities().name;
-    let report = Report { name, load_s, bandwidth, active_bytes, peak_bytes, figures: &figures };
+    let report = Report { name, load_s, first_token_s, bandwidth, active_bytes, peak_bytes, figures: &figures };
     let mut out = std::io::stdout().lock();
     match args.json {
         true => writeln!(out, "{}", report.json(prompt, generate))?,
@@ -66,17 +81,45 @@ pub fn run(args: &BenchArgs) -> Result<()> {
     Ok(())
 }
 
-/// Bytes of weights that one token of one sequence reads: all but the experts it is not sent to and, where the head
-/// is not the embedding itself, the embedding.
-fn active_bytes(summary: &Summary) -> usize {
-    let config = &summary.config;
-    let share = |group: &str| match (group, &config.moe) {
-        ("routed experts", Some(moe)) => moe.route.top_k as f64 / moe.route.experts as f64,
-        ("embedding", _) if !config.tied_embeddings => 0.0,
-        ("unused", _) => 0.0,
-        _ => 1.0,
-    };
-    summary.weights.iter().map(|w| w.bytes as f64 * share(w.group)).sum::<f64>() as usize
+/// What a step must read at least.
+#[derive(Clone, Copy)]
+struct StepBytes {
+    /// Weights that every step reads: all but the routed experts and, where the head is not the embedding itself, the
+    /// embedding.
+    always: f64,
+    /// All routed experts.
+    routed: f64,
+    /// Share of the routed experts that one token is sent to.
+    share: f64,
+    /// KV cache of one position, all layers.
+    position: f64,
+}
+
+impl StepBytes {
+    fn of(summary: &Summary) -> Self {
+        let config = &summary.config;
+        let is_read = |group: &str| group != "unused" && (group != "embedding" || config.tied_embeddings);
+        let bytes = |wanted: fn(&str) -> bool| {
+            summary.weights.iter().filter(|w| is_read(w.group) && wanted(w.group)).map(|w| w.bytes as f64).sum()
+        };
+        Self {
+            always: bytes(|group| group != "routed experts"),
+            routed: bytes(|group| group == "routed experts"),
+            share: config.moe.as_ref().map_or(0.0, |moe| moe.route.top_k as f64 / moe.route.experts as f64),
+            position: summary.kv_bytes_per_token(KV_VALUE_BYTES) as f64,
+        }
+    }
+
+    /// Bytes of weights for so many tokens, where each expert is as likely as any other: the expected number of
+    /// distinct ones.
+    fn weights(&self, tokens: usize) -> f64 {
+        self.always + self.routed * (1.0 - (1.0 - self.share).powi(tokens as i32))
+    }
+
+    /// With the KV cache of sequences that are so long.
+    fn step(&self, sequences: usize, context: f64) -> f64 {
+        self.weights(sequences) + self.position * context * sequences as f64
+    }
 }
 
 /// GB/s of plain reading by all threads; `None` where the backend is not the one that reads this memory.
@@ -94,6 +137,7 @@ struct Run<'a> {
     limits: &'a Limits,
     prompt: usize,
     generate: usize,
+    bytes: StepBytes,
 }
 
 impl Run<'_> {
@@ -116,7 +160,33 @@ impl Run<'_> {
                 decode.push((batch * self.generate) as f64 / start.elapsed().as_secs_f64());
             }
         }
-        Ok(Figures { batch, prefill: Spread::of(prefill), decode: Spread::of(decode) })
+        Ok(self.figures(batch, self.prompt, Some(Spread::of(prefill)), Spread::of(decode)))
+    }
+
+    /// One sequence after `context` tokens. Its blocks are copies of the prompt's: to compute them all would take many
+    /// times longer than what is measured, and attention reads them all the same.
+    fn measure_at(&mut self, context: usize, repeat: usize) -> Result<Figures> {
+        self.prefill(0)?;
+        let filled = (self.prompt / self.limits.block_tokens).max(1) as u32;
+        let blocks = (context + self.generate).div_ceil(self.limits.block_tokens) as u32;
+        let copies: Vec<_> = (filled..blocks).map(|to| (BlockId(to % filled), BlockId(to))).collect();
+        self.backend.kv_copy(self.kv, &copies)?;
+        let mut decode = Vec::new();
+        for round in 0..=repeat {
+            let start = Instant::now();
+            for step in 0..self.generate {
+                self.decode(1, context + step)?;
+            }
+            if round > 0 {
+                decode.push(self.generate as f64 / start.elapsed().as_secs_f64());
+            }
+        }
+        Ok(self.figures(1, context, None, Spread::of(decode)))
+    }
+
+    fn figures(&self, batch: usize, context: usize, prefill: Option<Spread>, decode: Spread) -> Figures {
+        let step_bytes = self.bytes.step(batch, context as f64 + self.generate as f64 / 2.0);
+        Figures { batch, context, prefill, decode, step_bytes }
     }
 
     /// A whole prompt in chunks, asking for the last token's logits as a server does.
@@ -127,7 +197,11 @@ impl Run<'_> {
             let is_last = context + rows == self.prompt;
             let batch = Batch {
                 tokens: (0..rows).map(|i| self.token(sequence, context + i)).collect(),
-                sequences: vec![SequenceSlice { rows: 0..rows, context, blocks: self.blocks(sequence) }],
+                sequences: vec![SequenceSlice {
+                    rows: 0..rows,
+                    context,
+                    blocks: self.blocks(sequence, context + rows),
+                }],
                 logit_rows: if is_last { vec![rows as u32 - 1] } else { vec![] },
             };
             self.forward(&batch)?;
@@ -136,7 +210,7 @@ impl Run<'_> {
     }
 
     fn decode(&mut self, sequences: usize, context: usize) -> Result<()> {
-        let slice = |s| SequenceSlice { rows: s..s + 1, context, blocks: self.blocks(s) };
+        let slice = |s| SequenceSlice { rows: s..s + 1, context, blocks: self.blocks(s, context + 1) };
         let batch = Batch {
             tokens: (0..sequences).map(|s| self.token(s, context)).collect(),
             sequences: (0..sequences).map(slice).collect(),
@@ -158,15 +232,20 @@ impl Run<'_> {
         ((mixed >> 33) % self.model.config().vocab_size as u64) as TokenId
     }
 
-    fn blocks(&self, sequence: usize) -> Vec<BlockId> {
-        let each = (self.prompt + self.generate).div_ceil(self.limits.block_tokens);
-        (sequence * each..(sequence + 1) * each).map(|b| BlockId(b as u32)).collect()
+    /// The blocks of the first `tokens` positions. Each sequence has room for its prompt and output; the first one,
+    /// when it is alone, for as much as the cache holds.
+    fn blocks(&self, sequence: usize, tokens: usize) -> Vec<BlockId> {
+        let blocks_of = |tokens: usize| tokens.div_ceil(self.limits.block_tokens);
+        let first = sequence * blocks_of(self.prompt + self.generate);
+        (first..first + blocks_of(tokens)).map(|b| BlockId(b as u32)).collect()
     }
 }
 
 struct Report<'a> {
     name: &'a str,
     load_s: f64,
+    /// From the start of loading to the logits after one token.
+    first_token_s: f64,
     /// GB/s read by all threads, before and after the runs.
     bandwidth: Option<Spread>,
     /// Bytes of weights that one token of one sequence reads.
@@ -177,10 +256,10 @@ struct Report<'a> {
 }
 
 impl Report<'_> {
-    /// Share of the memory bandwidth that single-stream decode reads weights at.
+    /// Share of the memory bandwidth at which decode reads what it must.
     fn bandwidth_share(&self, figures: &Figures) -> Option<f64> {
-        let limit = self.bandwidth?.median * 1e9;
-        (figures.batch == 1).then(|| figures.decode.median * self.active_bytes as f64 / limit)
+        let steps_per_s = figures.decode.median / figures.batch as f64;
+        self.bandwidth.map(|bandwidth| steps_per_s * figures.step_bytes / (bandwidth.median * 1e9))
     }
 
     fn json(&self, prompt: usize, generate: usize) -> Value {
@@ -188,28 +267,32 @@ impl Report<'_> {
             .figures
             .iter()
             .map(|f| {
-                json!({"batch": f.batch, "prefill_tokens_per_s": f.prefill.json(),
-                    "decode_tokens_per_s": f.decode.json(), "share_of_bandwidth": self.bandwidth_share(f)})
+                json!({"batch": f.batch, "context_tokens": f.context,
+                    "prefill_tokens_per_s": f.prefill.map(Spread::json), "decode_tokens_per_s": f.decode.json(),
+                    "expected_bytes_per_step": f.step_bytes, "share_of_bandwidth": self.bandwidth_share(f)})
             })
             .collect();
         json!({"backend": self.name, "prompt_tokens": prompt, "generated_tokens": generate, "load_s": self.load_s,
-            "read_bandwidth_gb_per_s": self.bandwidth.map(Spread::json), "active_bytes_per_token": self.active_bytes,
-            "peak_memory_bytes": self.peak_bytes, "results": rows})
+            "first_token_s": self.first_token_s, "read_bandwidth_gb_per_s": self.bandwidth.map(Spread::json),
+            "active_bytes_per_token": self.active_bytes, "peak_memory_bytes": self.peak_bytes, "results": rows})
     }
 
     fn table(&self, prompt: usize, generate: usize) -> String {
         let mut text = format!("backend         {}\nload            {:.2} s\n", self.name, self.load_s);
+        text += &format!("first token     {:.2} s\n", self.first_token_s);
         if let Some(bandwidth) = self.bandwidth {
             text += &format!("read bandwidth  {bandwidth} GB/s\n");
         }
         text += &format!("active weights  {} a token\n", bytes(self.active_bytes));
         text +=
             &format!("prompt {prompt}, generated {generate}; tokens/s of all sequences, median (lowest-highest)\n\n");
-        text += &format!("{:>5}  {:>26}  {:>26}  {:>18}\n", "batch", "prefill", "decode", "share of bandwidth");
+        let title = ["context", "prefill", "decode", "share of bandwidth"];
+        text += &format!("{:>5}  {:>7}  {:>26}  {:>26}  {:>18}\n", "batch", title[0], title[1], title[2], title[3]);
         for f in self.figures {
             let share = self.bandwidth_share(f).map_or("-".into(), |s| format!("{:.0}%", s * 100.0));
-            let (prefill, decode) = (f.prefill.to_string(), f.decode.to_string());
-            text += &format!("{:>5}  {prefill:>26}  {decode:>26}  {share:>18}\n", f.batch);
+            let prefill = f.prefill.map_or("-".into(), |p| p.to_string());
+            let (batch, context, decode) = (f.batch, f.context, f.decode.to_string());
+            text += &format!("{batch:>5}  {context:>7}  {prefill:>26}  {decode:>26}  {share:>18}\n");
         }
         if let Some(peak) = self.peak_bytes {
             text += &format!("\npeak memory     {}\n", bytes(peak));
