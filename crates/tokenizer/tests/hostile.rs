@@ -80,6 +80,23 @@ fn wrong_gguf_keys_are_named() {
     check("token 1", &|v| v.tokens[1] = String::new());
 }
 
+#[test]
+fn every_named_pre_tokenizer_is_made() {
+    for pre in
+        ["llama-bpe", "qwen2", "deepseek-v3", "deepseek-r1-qwen", "deepseek-llm", "deepseek-coder", "smollm", "gpt-2"]
+    {
+        let tokenizer = Tokenizer::from_gguf(GgufVocabulary {
+            model: "gpt2".into(),
+            pre: Some(pre.into()),
+            tokens: ["a", "b", "ab", "1"].map(String::from).into(),
+            merges: vec!["a b".into()],
+            ..GgufVocabulary::default()
+        });
+        let tokenizer = tokenizer.unwrap_or_else(|e| panic!("{pre}: {e}"));
+        assert_eq!(tokenizer.encode("ab1b", EncodeOptions::CHAT).unwrap(), [2, 3, 1], "{pre}");
+    }
+}
+
 proptest! {
     #![proptest_config(ProptestConfig { cases: 200, ..ProptestConfig::default() })]
 
