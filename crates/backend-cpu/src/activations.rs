@@ -9,7 +9,7 @@ use crate::Precision;
 use crate::isa::{Simd, per_isa};
 use crate::math::round_i16;
 use crate::memory::Source;
-use crate::simd::{CHUNK, LANES, QuantRows, SMALL};
+use crate::simd::{CHUNK, LANES, QuantRows, SMALL, place_of};
 use crate::team::{Shares, Team, share};
 
 /// What a step of the first of two planes is worth, in steps of the second. 254 and not 256: both planes then stay
@@ -173,7 +173,9 @@ fn quantise_plain<const BLOCK: usize, const PLANES: usize>(
     [sums16, sums32]: [&mut [i16]; 2],
 ) {
     let stride = v.len() / PLANES;
-    v.fill(0); // for the padding
+    // For the padding.
+    v.fill(0);
+    sums16.fill(0);
     for (b, x) in x.as_chunks::<BLOCK>().0.iter().enumerate() {
         let mut most = [0.0f32; 16];
         for x in x.as_chunks::<16>().0 {
@@ -191,20 +193,20 @@ fn quantise_plain<const BLOCK: usize, const PLANES: usize>(
         if PLANES == 2 {
             d[stride / BLOCK + b] = step;
         }
-        for i in 0..BLOCK {
-            let integer = round_i16(x[i] * inverse);
-            if PLANES == 1 {
-                v[b * BLOCK + i] = integer as i8;
-                continue;
+        for (j, x) in x.as_chunks::<16>().0.iter().enumerate() {
+            let at = b * BLOCK + if BLOCK == CHUNK { place_of(j) } else { j * 16 };
+            let integers = x.map(|x| round_i16(x * inverse));
+            let mut planes = [integers, [0; 16]];
+            if PLANES == 2 {
+                // Nearest, so that the rest stays within -127..=127; at a tie both neighbours leave such a rest.
+                planes[0] = integers.map(|v| round_i16(f32::from(v) * (1.0 / f32::from(PLANE_STEP))));
+                planes[1] = std::array::from_fn(|i| integers[i] - planes[0][i] * PLANE_STEP);
             }
-            // Nearest, so that the rest stays within -127..=127; at a tie both neighbours leave such a rest.
-            let high = round_i16(f32::from(integer) * (1.0 / f32::from(PLANE_STEP)));
-            v[b * BLOCK + i] = high as i8;
-            v[stride + b * BLOCK + i] = (integer - high * PLANE_STEP) as i8;
+            for (plane, integers) in planes[..PLANES].iter().enumerate() {
+                v[plane * stride + at..][..16].copy_from_slice(&integers.map(|v| v as i8));
+                sums16[(plane * stride + b * BLOCK) / 16 + j] = integers.iter().sum();
+            }
         }
-    }
-    for (v, sum) in v.as_chunks::<16>().0.iter().zip(&mut *sums16) {
-        *sum = v.iter().map(|&v| i16::from(v)).sum();
     }
     for ([a, b], sum) in sums16.as_chunks::<2>().0.iter().zip(sums32) {
         *sum = a + b;
@@ -233,18 +235,24 @@ mod tests {
                 assert_eq!(a.floats().0, x);
                 for block in [SMALL, CHUNK] {
                     let q = a.quantised(block);
+                    // In the order of the values: those of large blocks are kept in another.
+                    let place = |col: usize| match block {
+                        CHUNK => col / CHUNK * CHUNK + place_of(col % CHUNK / 16) + col % 16,
+                        _ => col,
+                    };
+                    let v: Vec<i8> = (0..q.v.len()).map(|i| q.v[i / cols * cols + place(i % cols)]).collect();
                     for (i, &x) in x.iter().enumerate() {
                         let (row, col) = (i / cols, i % cols);
                         let at = |plane| (row * q.planes + plane) * cols + col;
-                        let got: f32 = (0..q.planes).map(|p| q.d[at(p) / block] * f32::from(q.v[at(p)])).sum();
+                        let got: f32 = (0..q.planes).map(|p| q.d[at(p) / block] * f32::from(v[at(p)])).sum();
                         // Half a step, and what f32 loses on the way at 15 bits.
                         let step = q.d[at(q.planes - 1) / block];
                         assert!((got - x).abs() <= step * 0.51 + 1e-33, "{precision:?}: value {i} at {}", simd.isa());
-                        assert!(q.v[at(0)] > i8::MIN, "the kernels take no -128");
+                        assert!(v[at(0)] > i8::MIN, "the kernels take no -128");
                     }
                     for (sums, of) in [(q.sums16, 16), (q.sums32, 32)] {
-                        assert_eq!(sums.len(), q.v.len() / of);
-                        for (sum, v) in sums.iter().zip(q.v.chunks(of)) {
+                        assert_eq!(sums.len(), v.len() / of);
+                        for (sum, v) in sums.iter().zip(v.chunks(of)) {
                             assert_eq!(*sum, v.iter().map(|&v| i16::from(v)).sum::<i16>());
                         }
                     }

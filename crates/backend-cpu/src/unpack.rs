@@ -7,7 +7,7 @@ use lingqu_tensor::quant::{IQ4_VALUES, q3_k_scales};
 
 use crate::isa::{Simd, per_isa};
 use crate::math::{f16_to_f32, fp8_to_f32};
-use crate::simd::{self, CHUNK, Codes, Direct, PANEL_ROWS, SMALL, Scheme};
+use crate::simd::{self, Ahead, CHUNK, Codes, Direct, PANEL_ROWS, SMALL, Scheme};
 
 /// How the codes of a format become values, or `None` for formats of floats.
 pub(crate) fn scheme(format: Format) -> Option<Scheme> {
@@ -36,15 +36,24 @@ pub(crate) struct StoredRows<'a> {
 
 impl<'a> StoredRows<'a> {
     /// What kernels read without unpacking, where they can: the rows from `first` on, from the block at `start`.
-    pub fn direct(&self, simd: Simd, first: usize, count: usize, start: usize) -> Option<Direct<'a>> {
-        let (values, bytes) = (self.format.block_values(), self.format.block_bytes());
-        let data = &self.data[first * self.row_bytes + start / values * bytes..];
-        Direct::new(simd, self.format, data, self.row_bytes, count)
+    fn direct(&self, simd: Simd, [first, count]: [usize; 2], start: usize, ahead: Ahead) -> Option<Direct<'a>> {
+        let data = &self.data[first * self.row_bytes + self.bytes(start)..];
+        Direct::new(simd, self.format, data, [self.row_bytes, count], ahead)
+    }
+
+    /// As much of the next panel as this stretch is of this one.
+    fn ahead(&self, first: usize, [start, len]: [usize; 2]) -> Ahead {
+        let at = (first + PANEL_ROWS) * self.row_bytes + self.bytes(start) * PANEL_ROWS;
+        Ahead::new(self.data.as_ptr().wrapping_add(at), self.bytes(len))
+    }
+
+    /// Of so many values of a row.
+    fn bytes(&self, values: usize) -> usize {
+        values / self.format.block_values() * self.format.block_bytes()
     }
 
     fn part(&self, row: usize, start: usize, len: usize) -> &'a [u8] {
-        let (values, bytes) = (self.format.block_values(), self.format.block_bytes());
-        &self.data[row * self.row_bytes + start / values * bytes..][..len / values * bytes]
+        &self.data[row * self.row_bytes + self.bytes(start)..][..self.bytes(len)]
     }
 }
 
@@ -57,48 +66,29 @@ pub(crate) fn prepare<'a>(
     [start, len]: [usize; 2],
     out: &mut Codes,
 ) -> Option<Direct<'a>> {
-    prefetch(rows, first, [start, len]);
-    let direct = rows.direct(simd, first, count, start);
+    let ahead = rows.ahead(first, [start, len]);
+    let direct = rows.direct(simd, [first, count], start, ahead);
     match direct {
         Some(direct) => simd::scales(direct, out),
-        None => unpack(simd, rows, first, count, start, len, out),
+        None => unpack(simd, rows, [first, count], [start, len], ahead, out),
     }
     direct
 }
 
-/// Asks for as much of the next panel as this stretch is of this one, line by line: 16 rows read side by side are more
-/// streams than the hardware follows.
-fn prefetch(rows: StoredRows<'_>, first: usize, [start, len]: [usize; 2]) {
-    #[cfg(target_arch = "x86_64")]
-    {
-        use std::arch::x86_64::{_MM_HINT_T0, _MM_HINT_T1, _mm_prefetch};
-        const FIRST_LEVEL_BYTES: usize = 24 << 10;
-        let bytes = |values: usize| values / rows.format.block_values() * rows.format.block_bytes() * PANEL_ROWS;
-        let from = rows.data.as_ptr().wrapping_add((first + PANEL_ROWS) * rows.row_bytes + bytes(start));
-        for line in (0..bytes(len)).step_by(64) {
-            let address = from.wrapping_add(line).cast();
-            // SAFETY: hints; they read nothing.
-            unsafe {
-                match rows.row_bytes * PANEL_ROWS <= FIRST_LEVEL_BYTES {
-                    true => _mm_prefetch::<_MM_HINT_T0>(address),
-                    false => _mm_prefetch::<_MM_HINT_T1>(address),
-                }
-            }
-        }
-    }
-    #[cfg(not(target_arch = "x86_64"))]
-    let _ = (rows, first, start, len);
-}
-
 per_isa! {
-    /// Unpacks values `start..start + len` (at most 256, whole blocks) of the rows from `first` on, up to 16 of them.
+    /// Unpacks values `start..start + len` (at most 256, whole blocks) of `count` rows from `first` on, up to 16.
     /// Rows beyond `count` are zeroed.
-    fn unpack(rows: StoredRows<'_>, first: usize, count: usize, start: usize, len: usize, out: &mut Codes)
-        = unpack_plain
+    fn unpack(rows: StoredRows<'_>, of: [usize; 2], stretch: [usize; 2], ahead: Ahead, out: &mut Codes) = unpack_plain
 }
 
 #[inline(always)]
-fn unpack_plain(rows: StoredRows<'_>, first: usize, count: usize, start: usize, len: usize, out: &mut Codes) {
+fn unpack_plain(
+    rows: StoredRows<'_>,
+    [first, count]: [usize; 2],
+    [start, len]: [usize; 2],
+    ahead: Ahead,
+    out: &mut Codes,
+) {
     let Codes { c, s, m, d, min } = out;
     for row in count..PANEL_ROWS {
         c[row].fill(0);
@@ -111,6 +101,7 @@ fn unpack_plain(rows: StoredRows<'_>, first: usize, count: usize, start: usize, 
     macro_rules! small_blocks {
         ($bytes:literal, $unpack:path) => {{
             for row in 0..count {
+                ahead.fetch::<{ $bytes * 8 / 64 + 1 }>(row);
                 let blocks = rows.part(first + row, start, len).as_chunks::<$bytes>().0;
                 for (i, (block, c)) in blocks.iter().zip(c[row].as_chunks_mut::<SMALL>().0).enumerate() {
                     [halves[0][i][row], halves[1][i][row]] = $unpack(block, c);
@@ -126,6 +117,7 @@ fn unpack_plain(rows: StoredRows<'_>, first: usize, count: usize, start: usize, 
     macro_rules! large_blocks {
         ($bytes:literal, $unpack:path) => {
             for row in 0..count {
+                ahead.fetch::<{ $bytes / 64 + 1 }>(row);
                 let block = rows.part(first + row, start, len).first_chunk::<$bytes>().expect("a whole block");
                 let mut of_row = [0; 16];
                 (d[0][row], min[0][row]) = $unpack(block, &mut c[row], &mut s[row], &mut of_row);
@@ -407,8 +399,9 @@ mod tests {
             for simd in testing::every_simd() {
                 let mut codes = Codes::boxed();
                 codes.c[15].fill(9);
-                unpack(simd, stored, 0, rows, 256, 256, &mut codes);
-                if let Some(direct) = stored.direct(simd, 0, rows, 256) {
+                let ahead = stored.ahead(0, [256, 256]);
+                unpack(simd, stored, [0, rows], [256, 256], ahead, &mut codes);
+                if let Some(direct) = stored.direct(simd, [0, rows], 256, ahead) {
                     codes.s[15].fill(9);
                     (codes.d[0][15], codes.min[0][15]) = (9.0, 9.0);
                     simd::scales(direct, &mut codes);

@@ -182,10 +182,12 @@ unsafe fn scale_codes<const FROM: u8>(codes: &Codes, place: Place, scheme: Schem
     unsafe {
         let groups: [__m512i; 4] = std::array::from_fn(|i| _mm512_loadu_si512(groups[i].as_ptr().cast()));
         for row in 0..PANEL_ROWS {
+            place.fetch_ahead::<FROM>(row);
+            let block = place.block(row);
             let s = _mm512_castsi256_si512(_mm256_load_si256(codes.s[row].as_ptr().cast()));
             for quarter in 0..4 {
                 // Codes of even number and of odd number as words.
-                let c = place.quarter::<FROM>(row, quarter);
+                let c = super::avx512::quarter::<FROM>(block, quarter);
                 let s = _mm512_permutexvar_epi16(groups[quarter], s);
                 let even = _mm512_mullo_epi16(_mm512_sub_epi16(_mm512_and_si512(c, low_byte), offset), s);
                 let odd = _mm512_mullo_epi16(_mm512_sub_epi16(_mm512_srli_epi16::<8>(c), offset), s);

@@ -2,7 +2,7 @@
 
 use std::arch::x86_64::*;
 
-use super::{CHUNK, Dots, FLOAT_ROWS, LANES, LaneSums, PANEL_ROWS, QuantRows, SMALL, Stretch, Sums};
+use super::{CHUNK, Dots, FLOAT_ROWS, LANES, LaneSums, PANEL_ROWS, QuantRows, SMALL, Stretch, Sums, place_of};
 
 /// # Safety
 /// `Stretch::check` must have passed.
@@ -60,7 +60,7 @@ unsafe fn large_block<const WIDE: bool>(stretch: &Stretch<'_>, acc: &mut [Sums])
                     let of_offset = _mm256_mullo_epi16(_mm256_loadu_si256(s.cast()), minus);
                     let mut dot = _mm256_madd_epi16(of_offset, x_sums);
                     for i in 0..8 {
-                        let (c, x) = (codes.c[lane].as_ptr().add(i * 32), v.as_ptr().add(at + i * 32));
+                        let (c, x) = (codes.c[lane].as_ptr().add(i * 32), v.as_ptr().add(at + place_of(i * 2)));
                         let scale = |at: usize| _mm_set1_epi16(*s.add(at / scheme.group));
                         let scales = _mm256_set_m128i(scale(i * 32 + 16), scale(i * 32));
                         dot = _mm256_add_epi32(dot, _mm256_madd_epi16(pairs_of_products::<WIDE>(c, x), scales));

@@ -4,7 +4,10 @@ use std::arch::x86_64::*;
 
 use lingqu_tensor::Format;
 
-use super::{CHUNK, Codes, Direct, Dots, FLOAT_ROWS, LANES, LaneSums, PANEL_ROWS, QuantRows, SMALL, Stretch, Sums};
+use super::{
+    Ahead, CHUNK, Codes, Direct, Dots, FLOAT_ROWS, LANES, LaneSums, PANEL_ROWS, QuantRows, SMALL, Stretch, Sums,
+    place_of,
+};
 
 /// Weight rows of small blocks whose sums share a vector.
 const HALF: usize = 8;
@@ -40,23 +43,31 @@ unsafe fn by_rows<const KIND: u8, const MINS: bool>(stretch: &Stretch<'_>, sums:
     let (sums_pairs, sums_rest) = sums.as_chunks_mut::<2>();
     // SAFETY: the row numbers were checked.
     unsafe {
+        let (mut place, from) = Place::of(stretch.codes, stretch.direct);
         for (rows, sums) in pairs.iter().zip(sums_pairs) {
-            large_block::<2, KIND, MINS>(stretch, rows, sums);
+            large_block::<2, KIND, MINS>(stretch, (place, from), rows, sums);
+            place.ahead = None;
         }
         for (row, sums) in rest.iter().zip(sums_rest) {
-            large_block::<1, KIND, MINS>(stretch, std::array::from_ref(row), std::array::from_mut(sums));
+            large_block::<1, KIND, MINS>(stretch, (place, from), std::array::from_ref(row), std::array::from_mut(sums));
         }
     }
 }
 
-/// For each word of codes `2 i, 2 i + 1`, its group; by quarters of the block. The first table is for groups of 16.
+/// For each word of codes `2 i, 2 i + 1` as the kernels take them (see [`super::place_of`]), its group; by quarters of
+/// the block. The first table is for groups of 16.
 pub(super) static GROUPS: [[[u16; 32]; 4]; 2] = {
     let mut groups = [[[0; 32]; 4]; 2];
-    let mut i = 0;
-    while i < 128 {
-        groups[0][i / 32][i % 32] = (i / 8) as u16;
-        groups[1][i / 32][i % 32] = (i / 16) as u16;
-        i += 1;
+    let mut sixteen = 0;
+    while sixteen < 16 {
+        let first = place_of(sixteen) / 2;
+        let mut i = first;
+        while i < first + 8 {
+            groups[0][i / 32][i % 32] = sixteen as u16;
+            groups[1][i / 32][i % 32] = (sixteen / 2) as u16;
+            i += 1;
+        }
+        sixteen += 1;
     }
     groups
 };
@@ -67,6 +78,7 @@ pub(super) struct Place {
     data: *const u8,
     row_bytes: usize,
     last_row: usize,
+    ahead: Option<Ahead>,
 }
 
 pub(super) const CODES: u8 = 0;
@@ -77,47 +89,65 @@ impl Place {
     /// The place, and which of the three it is.
     pub fn of(codes: &Codes, direct: Option<Direct<'_>>) -> (Self, u8) {
         match direct {
-            None => (Self { data: codes.c.as_ptr().cast(), row_bytes: CHUNK, last_row: 15 }, CODES),
-            Some(Direct { format, data, row_bytes, rows }) => {
-                let place = Self { data: data.as_ptr(), row_bytes, last_row: rows - 1 };
+            None => (Self { data: codes.c.as_ptr().cast(), row_bytes: CHUNK, last_row: 15, ahead: None }, CODES),
+            Some(Direct { format, data, row_bytes, rows, ahead }) => {
+                let place = Self { data: data.as_ptr(), row_bytes, last_row: rows - 1, ahead: Some(ahead) };
                 (place, if format == Format::Q4K { Q4_K } else { Q6_K })
             }
         }
     }
 
-    /// Codes of values `64 quarter ..` of a row. Rows that are not there have those of the last; their scales are 0.
-    ///
-    /// # Safety
-    /// As [`Place::of`] said; `FROM` must be what it gave.
-    #[target_feature(enable = "avx512f,avx512bw")]
-    #[inline]
-    pub unsafe fn quarter<const FROM: u8>(self, row: usize, quarter: usize) -> __m512i {
-        let nibble = _mm512_set1_epi8(15);
-        // SAFETY: the rows are there up to the last, each with a whole block.
-        unsafe {
-            let block = self.data.add(row.min(self.last_row) * self.row_bytes);
+    /// The block of a row; that of the last for rows that are not there, whose scales are 0.
+    #[inline(always)]
+    pub fn block(self, row: usize) -> *const u8 {
+        self.data.wrapping_add(row.min(self.last_row) * self.row_bytes)
+    }
+
+    /// Asks for what comes after this stretch, a sixteenth at a time.
+    #[inline(always)]
+    pub fn fetch_ahead<const FROM: u8>(self, row: usize) {
+        if let Some(ahead) = self.ahead {
             match FROM {
-                CODES => _mm512_loadu_si512(block.add(quarter * 64).cast()),
-                Q4_K => {
-                    // Low nibbles of 32 bytes, then their high nibbles.
-                    let both = _mm512_broadcast_i64x4(_mm256_loadu_si256(block.add(16 + quarter * 32).cast()));
-                    let shifts = _mm512_set_epi64(4, 4, 4, 4, 0, 0, 0, 0);
-                    _mm512_and_si512(_mm512_srlv_epi64(both, shifts), nibble)
-                }
-                _ => {
-                    let (half, odd) = (quarter / 2, quarter % 2);
-                    let low = _mm512_loadu_si512(block.add(half * 64).cast());
-                    let low = if odd == 0 { low } else { _mm512_srli_epi16::<4>(low) };
-                    let high = _mm512_broadcast_i64x4(_mm256_loadu_si256(block.add(128 + half * 32).cast()));
-                    // The two bits wanted to bits 4 and 5.
-                    let high = match odd {
-                        0 => _mm512_sllv_epi64(high, _mm512_set_epi64(2, 2, 2, 2, 4, 4, 4, 4)),
-                        _ => _mm512_srlv_epi64(high, _mm512_set_epi64(2, 2, 2, 2, 0, 0, 0, 0)),
-                    };
-                    const PICK: i32 = 0xca; // a ? b : c
-                    let codes = _mm512_ternarylogic_epi32::<PICK>(nibble, low, high);
-                    _mm512_and_si512(codes, _mm512_set1_epi8(63))
-                }
+                Q4_K => ahead.fetch::<3>(row),
+                _ => ahead.fetch::<4>(row),
+            }
+        }
+    }
+}
+
+/// Codes of a quarter of a block, in the order of [`super::place_of`].
+///
+/// # Safety
+/// The block must be a [`Place`]'s, and `FROM` what [`Place::of`] gave.
+#[target_feature(enable = "avx512f,avx512bw")]
+#[inline]
+pub(super) unsafe fn quarter<const FROM: u8>(block: *const u8, quarter: usize) -> __m512i {
+    let nibble = _mm512_set1_epi8(15);
+    let (half, odd) = (quarter / 2, quarter % 2);
+    // SAFETY: the caller's.
+    unsafe {
+        match FROM {
+            CODES => {
+                let group = |i: usize| _mm256_loadu_si256(block.add(half * 128 + (odd + 2 * i) * 32).cast());
+                _mm512_inserti64x4::<1>(_mm512_castsi256_si512(group(0)), group(1))
+            }
+            Q4_K => {
+                let both = _mm512_loadu_si512(block.add(16 + half * 64).cast());
+                _mm512_and_si512(if odd == 0 { both } else { _mm512_srli_epi16::<4>(both) }, nibble)
+            }
+            _ => {
+                // Low nibbles of 32 bytes, then their high nibbles; the two bits wanted to bits 4 and 5.
+                let low = _mm512_broadcast_i64x4(_mm256_loadu_si256(block.add(half * 64 + odd * 32).cast()));
+                let low = _mm512_srlv_epi64(low, _mm512_set_epi64(4, 4, 4, 4, 0, 0, 0, 0));
+                let high = _mm512_broadcast_i64x4(_mm256_loadu_si256(block.add(128 + half * 32).cast()));
+                let turns = match odd {
+                    0 => _mm512_set_epi64(0, 0, 0, 0, 4, 4, 4, 4),
+                    _ => _mm512_set_epi64(62, 62, 62, 62, 2, 2, 2, 2),
+                };
+                let high = _mm512_rolv_epi64(high, turns);
+                const PICK: i32 = 0xca; // a ? b : c
+                let codes = _mm512_ternarylogic_epi32::<PICK>(nibble, low, high);
+                _mm512_and_si512(codes, _mm512_set1_epi8(63))
             }
         }
     }
@@ -130,10 +160,10 @@ impl Place {
 #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512vnni")]
 unsafe fn large_block<const N: usize, const KIND: u8, const MINS: bool>(
     stretch: &Stretch<'_>,
+    (place, from): (Place, u8),
     rows: &[u32; N],
     acc: &mut [Sums; N],
 ) {
-    let (place, from) = Place::of(stretch.codes, stretch.direct);
     // SAFETY: the caller's.
     unsafe {
         match from {
@@ -164,10 +194,14 @@ unsafe fn large_block_of<const N: usize, const KIND: u8, const MINS: bool, const
             let at: [usize; N] = std::array::from_fn(|n| (rows[n] as usize * planes + plane) * stride + start);
             let mut dots = [[_mm512_setzero_si512(); PANEL_ROWS]; N];
             for r in 0..PANEL_ROWS {
+                if plane == 0 {
+                    place.fetch_ahead::<FROM>(r);
+                }
+                let block = place.block(r);
                 let s = _mm512_zextsi256_si512(_mm256_load_si256(s[r].as_ptr().cast()));
                 let mut dot = [_mm512_setzero_si512(); N];
                 for quarter in 0..4 {
-                    let c = place.quarter::<FROM>(r, quarter);
+                    let c = self::quarter::<FROM>(block, quarter);
                     let s = _mm512_permutexvar_epi16(groups[quarter], s);
                     for n in 0..N {
                         let x = v.as_ptr().add(at[n] + quarter * 64);

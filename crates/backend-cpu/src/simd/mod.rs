@@ -65,17 +65,53 @@ pub(crate) struct Direct<'a> {
     pub row_bytes: usize,
     /// Rows that there are, 1 to 16.
     pub rows: usize,
+    pub ahead: Ahead,
+}
+
+/// What will be read after this stretch. 16 rows side by side are more streams than the hardware follows, so it is
+/// asked for line by line, a few lines with each row: all at once they would wait for each other.
+#[derive(Clone, Copy)]
+pub(crate) struct Ahead {
+    from: *const u8,
+    bytes_per_row: usize,
+}
+
+impl Ahead {
+    /// As many bytes for each row of a panel, which need not exist.
+    pub fn new(from: *const u8, bytes_per_row: usize) -> Self {
+        Self { from, bytes_per_row }
+    }
+
+    /// Asks for a row's, at most `LINES` of 64 bytes.
+    #[inline(always)]
+    pub fn fetch<const LINES: usize>(self, row: usize) {
+        #[cfg(target_arch = "x86_64")]
+        for line in 0..LINES {
+            use std::arch::x86_64::{_MM_HINT_T0, _mm_prefetch};
+            let address = self.from.wrapping_add(row * self.bytes_per_row + line * 64);
+            // SAFETY: a hint; it reads nothing.
+            unsafe { _mm_prefetch::<_MM_HINT_T0>(address.cast()) };
+        }
+        #[cfg(not(target_arch = "x86_64"))]
+        let _ = row;
+    }
 }
 
 impl<'a> Direct<'a> {
     /// The rows, where this instruction set has kernels for their format.
-    pub fn new(simd: Simd, format: Format, data: &'a [u8], row_bytes: usize, rows: usize) -> Option<Self> {
+    pub fn new(
+        simd: Simd,
+        format: Format,
+        data: &'a [u8],
+        [row_bytes, rows]: [usize; 2],
+        ahead: Ahead,
+    ) -> Option<Self> {
         #[cfg(target_arch = "x86_64")]
         if simd.isa() >= Isa::Avx512 && matches!(format, Format::Q4K | Format::Q6K) {
             assert!((1..=PANEL_ROWS).contains(&rows) && data.len() >= (rows - 1) * row_bytes + format.block_bytes());
-            return Some(Self { format, data, row_bytes, rows });
+            return Some(Self { format, data, row_bytes, rows, ahead });
         }
-        let _ = (simd, format, data, row_bytes, rows);
+        let _ = (simd, format, data, row_bytes, rows, ahead);
         None
     }
 }
@@ -103,6 +139,13 @@ pub(crate) struct Scheme {
     pub mins: bool,
 }
 
+/// Where 16 values of a block of 256 are among its activations, which are kept in another order: of four groups of 32
+/// first the even ones, then the odd ones, as Q4_K has them in the low and high halves of its bytes.
+pub(crate) const fn place_of(sixteen: usize) -> usize {
+    let (half, group) = (sixteen / 8, sixteen / 2 % 4);
+    half * 128 + (group % 2 * 2 + group / 2) * 32 + sixteen % 2 * 16
+}
+
 /// Rows of quantised activations: `x = sum over planes of d * v`.
 #[derive(Clone, Copy)]
 pub(crate) struct QuantRows<'a> {
@@ -112,7 +155,7 @@ pub(crate) struct QuantRows<'a> {
     pub planes: usize,
     /// Values of a row with its padding of zeros: a multiple of 64.
     pub stride: usize,
-    /// `[rows, planes, stride]`, each in -127..=127
+    /// `[rows, planes, stride]`, each in -127..=127; blocks of 256 in the order of [`place_of`]
     pub v: &'a [i8],
     /// `[rows, planes, stride / block]`
     pub d: &'a [f32],

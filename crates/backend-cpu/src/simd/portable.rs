@@ -1,6 +1,6 @@
 //! The hand-written kernels in plain Rust: the definition of their bits.
 
-use super::{CHUNK, Dots, FLOAT_ROWS, LANES, LaneSums, PANEL_ROWS, Stretch, Sums};
+use super::{CHUNK, Dots, FLOAT_ROWS, LANES, LaneSums, PANEL_ROWS, Stretch, Sums, place_of};
 
 pub(super) fn stretch(stretch: Stretch<'_>, sums: &mut [Sums]) {
     let Stretch { scheme, codes, x, start, len, rows, .. } = stretch;
@@ -14,8 +14,12 @@ pub(super) fn stretch(stretch: Stretch<'_>, sums: &mut [Sums]) {
                 for lane in 0..PANEL_ROWS {
                     let (c, acc) = (&codes.c[lane][at..at + scheme.block], &mut acc[block % 2][lane]);
                     let (mut dot, mut of_min) = (0, 0);
-                    for (i, (c, v)) in c.as_chunks::<16>().0.iter().zip(v.as_chunks::<16>().0).enumerate() {
-                        let group = i * 16 / scheme.group;
+                    for (i, c) in c.as_chunks::<16>().0.iter().enumerate() {
+                        let (group, place) = match scheme.block {
+                            CHUNK => (i * 16 / scheme.group, place_of(i)),
+                            _ => (0, i * 16),
+                        };
+                        let v = &v[place..place + 16];
                         let product: i32 = (0..16).map(|i| (i32::from(c[i]) - offset) * i32::from(v[i])).sum();
                         let sum: i32 = v.iter().map(|&v| i32::from(v)).sum();
                         let (s, m) = match scheme.block {

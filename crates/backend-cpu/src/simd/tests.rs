@@ -58,8 +58,14 @@ impl Rows {
             })
             .collect();
         let d = (0..v.len() / block).map(|_| random.unit()).collect();
-        let sums = |of| v.chunks(of).map(|v| v.iter().map(|&v| i16::from(v)).sum()).collect();
-        let (sums16, sums32) = (sums(16), sums(32));
+        // Sums are in the order of the values, which large blocks are not.
+        let place = |i: usize| match block {
+            CHUNK => i / CHUNK * CHUNK + place_of(i % CHUNK / 16),
+            _ => i,
+        };
+        let sum = |i: usize| v[place(i * 16)..][..16].iter().map(|&v| i16::from(v)).sum();
+        let sums16: Vec<i16> = (0..v.len() / 16).map(sum).collect();
+        let sums32 = sums16.as_chunks::<2>().0.iter().map(|[a, b]| a + b).collect();
         Self { block, planes, stride, v, d, sums16, sums32 }
     }
 
