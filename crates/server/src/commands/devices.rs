@@ -16,7 +16,10 @@ pub fn run(args: &DevicesArgs) -> Result<()> {
     let mut out = std::io::stdout().lock();
     let cpu = CpuBackend::new(CpuConfig::default())?;
     let measured = if args.measure { Some(cpu.measure_read_bandwidth(BANDWIDTH_BYTES)?) } else { None };
-    writeln!(out, "{:<8} {}{}", "cpu", lingqu_backend::Backend::capabilities(&cpu).name, bandwidth(measured, "read"))?;
+    let tiles = if args.measure { cpu.measure_tile_peak() } else { None };
+    let name = &lingqu_backend::Backend::capabilities(&cpu).name;
+    let tiles = tiles.map_or(String::new(), |tops| format!(", {tops:.2} TOPS int8"));
+    writeln!(out, "{:<8} {name}{}{tiles}", "cpu", bandwidth(measured, "read"))?;
     for row in Row::ALL {
         write_row(&mut out, row, args.measure)?;
     }
@@ -56,5 +59,5 @@ fn write_row(out: &mut impl Write, row: Row, measure: bool) -> Result<()> {
 }
 
 fn bandwidth(measured: Option<f64>, how: &str) -> String {
-    measured.map_or(String::new(), |gb| format!(", {gb:.0} GB/s {how}"))
+    measured.map_or(String::new(), |gb| format!(", {gb:.1} GB/s {how}"))
 }
