@@ -262,6 +262,25 @@ unsafe fn large_block<const PAIRS: usize>(stretch: &TileStretch<'_>, scratch: &m
     }
 }
 
+/// 64 values of 16 rows of low and high bytes, from byte `at` of each, by the first group from line byte `lines` on.
+macro_rules! quarter {
+    ($at:literal, $lines:literal) => {
+        concat!(
+            "tileloadd tmm4, [{low} + {row}*1 + ",
+            $at,
+            "]\n",
+            "tileloadd tmm6, [{x0} + {line}*1 + ",
+            $lines,
+            "]\n",
+            "tdpbusd tmm0, tmm4, tmm6\n",
+            "tileloadd tmm5, [{high} + {row}*1 + ",
+            $at,
+            "]\n",
+            "tdpbssd tmm1, tmm5, tmm6\n",
+        )
+    };
+}
+
 /// [`multiply_pair`] for one group: sums `[low, high, ..]`.
 ///
 /// # Safety
@@ -272,23 +291,6 @@ unsafe fn multiply_one(
     group: *const Line,
     sums: &mut [[[i32; TILE_COLUMNS]; PANEL_ROWS]; 4],
 ) {
-    macro_rules! quarter {
-        ($at:literal, $lines:literal) => {
-            concat!(
-                "tileloadd tmm4, [{low} + {row}*1 + ",
-                $at,
-                "]\n",
-                "tileloadd tmm6, [{x} + {line}*1 + ",
-                $lines,
-                "]\n",
-                "tdpbusd tmm0, tmm4, tmm6\n",
-                "tileloadd tmm5, [{high} + {row}*1 + ",
-                $at,
-                "]\n",
-                "tdpbssd tmm1, tmm5, tmm6\n",
-            )
-        };
-    }
     // SAFETY: loads and stores lie in the arguments, by the caller's word for the activations.
     unsafe {
         asm!(
@@ -296,7 +298,7 @@ unsafe fn multiply_one(
             quarter!("0", "0"), quarter!("64", "1024"), quarter!("128", "2048"), quarter!("192", "3072"),
             "tilestored [{sums} + {line}*1], tmm0", "tilestored [{sums} + {line}*1 + 1024], tmm1",
             low = in(reg) low.as_ptr(), high = in(reg) high.as_ptr(), row = in(reg) CHUNK, line = in(reg) 64usize,
-            x = in(reg) group, sums = in(reg) sums.as_mut_ptr(),
+            x0 = in(reg) group, sums = in(reg) sums.as_mut_ptr(),
             out("tmm0") _, out("tmm1") _, out("tmm2") _, out("tmm3") _,
             out("tmm4") _, out("tmm5") _, out("tmm6") _, out("tmm7") _, options(nostack)
         );
@@ -313,20 +315,10 @@ unsafe fn multiply_pair(
     groups: [*const Line; 2],
     sums: &mut [[[i32; TILE_COLUMNS]; PANEL_ROWS]; 4],
 ) {
-    macro_rules! quarter {
+    macro_rules! quarter_of_two {
         ($at:literal, $lines:literal) => {
             concat!(
-                "tileloadd tmm4, [{low} + {row}*1 + ",
-                $at,
-                "]\n",
-                "tileloadd tmm6, [{x0} + {line}*1 + ",
-                $lines,
-                "]\n",
-                "tdpbusd tmm0, tmm4, tmm6\n",
-                "tileloadd tmm5, [{high} + {row}*1 + ",
-                $at,
-                "]\n",
-                "tdpbssd tmm1, tmm5, tmm6\n",
+                quarter!($at, $lines),
                 "tileloadd tmm7, [{x1} + {line}*1 + ",
                 $lines,
                 "]\n",
@@ -339,7 +331,8 @@ unsafe fn multiply_pair(
     unsafe {
         asm!(
             "tilezero tmm0", "tilezero tmm1", "tilezero tmm2", "tilezero tmm3",
-            quarter!("0", "0"), quarter!("64", "1024"), quarter!("128", "2048"), quarter!("192", "3072"),
+            quarter_of_two!("0", "0"), quarter_of_two!("64", "1024"),
+            quarter_of_two!("128", "2048"), quarter_of_two!("192", "3072"),
             "tilestored [{sums} + {line}*1], tmm0", "tilestored [{sums} + {line}*1 + 1024], tmm1",
             "tilestored [{sums} + {line}*1 + 2048], tmm2", "tilestored [{sums} + {line}*1 + 3072], tmm3",
             low = in(reg) low.as_ptr(), high = in(reg) high.as_ptr(), row = in(reg) CHUNK, line = in(reg) 64usize,
