@@ -1,17 +1,20 @@
 #!/usr/bin/env python3
-"""Lingqu, llama.cpp and ik_llama.cpp side by side on this machine, on the same GGUF files.
+"""Lingqu, llama.cpp, ik_llama.cpp and candle side by side on this machine, on the same GGUF files.
 
     compare_peers.py --model NAME=FILE --lingqu BINARY --llama NAME=FOLDER[,SWITCH] --ik NAME=FOLDER[,SWITCH]
 
 Every figure comes from a fresh process. Contenders take turns, round by round, in an order that moves on with each
-round; the machine's limits are measured before and after each round. What was measured is appended to OUT/results.csv
-at once, so that a run that was cut off can be reported (`--report`) and continued; OUT/RESULTS.md and OUT/plots/*.svg
-are made from the whole of it. Needs nothing but Python; `peers/build.sh` builds the contenders.
+round; the machine's limits are measured right before and right after Lingqu's turn. Each measurement is a row of
+OUT/results.csv, written at once; OUT/about.json says of what machine, contenders and models, and what failed.
+OUT/RESULTS.md and OUT/plots/*.svg are made from all of them, so that a run that was cut off can be continued, and jobs
+and models be run one by one (`--append`), or only reported (`--report`). Needs nothing but Python; `peers/build.sh`
+builds the contenders.
 """
 
 import argparse
 import csv
 import datetime
+import json
 import os
 import pathlib
 import sys
@@ -30,6 +33,8 @@ def arguments():
         help="folder with llama-bench and llama-batched-bench; the switch norepack; repeatable [env LLAMA]")
     add("--ik", action="append", default=os.environ.get("IK_LLAMA", "").split(), metavar="NAME=FOLDER[,SWITCH]",
         help="the same of ik_llama.cpp; the switch rtr: repack at load [env IK_LLAMA]")
+    add("--candle", action="append", default=os.environ.get("CANDLE", "").split(), metavar="NAME=FOLDER",
+        help="folder with candle-bench; dense models only [env CANDLE]")
     add("--jobs", default=",".join(measure.JOBS), help="which of: %(default)s")
     add("--rounds", type=int, default=3)
     add("--context-rounds", type=int, default=1, help="rounds of the job `context`, which takes peers a long time")
@@ -41,6 +46,7 @@ def arguments():
     add("--context", type=int, default=16384, help="tokens before those of the job `context` [16384]")
     add("--timeout", type=int, default=3600, help="seconds that one process gets [3600]")
     add("--out", type=pathlib.Path, default=pathlib.Path("benches"), metavar="FOLDER")
+    add("--append", action="store_true", help="add to OUT/results.csv what is measured; without it, none may be there")
     add("--report", action="store_true", help="only write the report of OUT/results.csv")
     return parser.parse_args()
 
@@ -49,35 +55,43 @@ def contenders(args):
     """In the order of the report; Lingqu first."""
     found = []
     if args.lingqu:
-        found.append(measure.Lingqu("lingqu", pathlib.Path(args.lingqu)))
-    for kind, entries in ((measure.Llama, args.llama), (measure.IkLlama, args.ik)):
+        found.append(measure.Lingqu("lingqu", args.lingqu))
+    peers = ((measure.Llama, args.llama), (measure.IkLlama, args.ik), (measure.Candle, args.candle))
+    for kind, entries in peers:
         for entry in entries:
             name, _, rest = entry.partition("=")
             folder, *switches = rest.split(",")
             if unknown := set(switches) - set(kind.switches):
                 sys.exit(f"{entry}: unknown switch {', '.join(unknown)}; {kind.family} has {', '.join(kind.switches)}")
-            found.append(kind(f"{kind.family} {name}", pathlib.Path(folder), switches))
+            found.append(kind(f"{kind.family} {name}", pathlib.Path(folder).resolve(), switches))
     return found
 
 
 class Results:
-    """Rows of a CSV file, written as they come."""
+    """What was measured: rows of a CSV file, and beside it what they are about."""
 
-    def __init__(self, path):
-        self.path = path
-        self.rows = list(csv.DictReader(path.open())) if path.exists() else []
+    def __init__(self, folder):
+        self.path, self.about_path = folder / "results.csv", folder / "about.json"
+        self.rows = list(csv.DictReader(self.path.open())) if self.path.exists() else []
+        about = {"machine": {}, "contenders": {}, "models": {}, "failed": {}}
+        self.about = json.loads(self.about_path.read_text()) if self.about_path.exists() else about
 
     def add(self, model, job, round_, contender, figures):
         is_new = not self.path.exists()
-        time = datetime.datetime.now(datetime.timezone.utc).strftime("%Y-%m-%dT%H:%M:%SZ")
         with self.path.open("a", newline="") as file:
             writer = csv.DictWriter(file, FIELDS)
             if is_new:
                 writer.writeheader()
             for figure, value in figures.items():
-                row = dict(zip(FIELDS, [time, model, job, str(round_), contender, figure, f"{value:.6g}"]))
+                row = dict(zip(FIELDS, [now(), model, job, str(round_), contender, figure, f"{value:.6g}"]))
                 self.rows.append(row)
                 writer.writerow(row)
+
+    def tell(self, about, name, value):
+        self.about[about][name] = value
+        if value is None:
+            del self.about[about][name]
+        self.about_path.write_text(json.dumps(self.about, indent=1) + "\n")
 
     def next_round(self, model, job):
         done = [int(r["round"]) for r in self.rows if r["model"] == model and r["job"] == job]
@@ -89,43 +103,66 @@ class Results:
         return table.best("decode 1", family) if "decode 1" in table.values else None
 
 
-def run_round(args, model, path, job, round_, taking_part, results):
+def now():
+    return datetime.datetime.now(datetime.timezone.utc).strftime("%Y-%m-%dT%H:%M:%SZ")
+
+
+def run_round(args, model, path, job, taking_part, results):
+    round_ = results.next_round(model, job)
     shift = (round_ - 1) % len(taking_part)
-    lingqu = next((c for c in taking_part if isinstance(c, measure.Lingqu)), None)
-    for contender in [None, *taking_part[shift:], *taking_part[:shift], None]:
-        name = contender.name if contender else "machine"
-        machine.read_through(path)
-        try:
-            figures = contender.run(job, path, args) if contender else machine.limits(lingqu, args)
-        except measure.Failed as error:
-            print(f"{model}: {job} {round_}: {name}: {error}", file=sys.stderr, flush=True)
-            continue
-        results.add(model, job, round_, name, figures)
-        shown = ", ".join(f"{figure} {value:.4g}" for figure, value in figures.items())
-        print(f"{model}: {job} {round_}: {name}: {shown}", flush=True)
+    for contender in [*taking_part[shift:], *taking_part[:shift]]:
+        with_limits = isinstance(contender, measure.Lingqu)
+        for each in [None, contender, None] if with_limits else [contender]:
+            name = each.name if each else "machine"
+            machine.read_through(path)
+            try:
+                figures = each.run(job, path, args) if each else machine.limits(contender, args)
+            except measure.Failed as error:
+                results.tell("failed", f"{model}, {job}, {name}", str(error).replace(str(path), model))
+                print(f"{model}: {job} {round_}: {name}: {error}", file=sys.stderr, flush=True)
+                continue
+            results.add(model, job, round_, name, figures)
+            results.tell("failed", f"{model}, {job}, {name}", None)
+            shown = ", ".join(f"{figure} {value:.4g}" for figure, value in figures.items())
+            print(f"{model}: {job} {round_}: {name}: {shown}", flush=True)
+
+
+def run_all(args, results):
+    everyone = contenders(args)
+    if not everyone or not args.model:
+        sys.exit("nothing to measure: --model, --lingqu, --llama, --ik, --candle (see --help)")
+    if results.rows and not args.append:
+        sys.exit(f"{results.path} is there: --append adds to it; else name another --out, or remove it")
+    models = [(name, pathlib.Path(path).resolve()) for name, _, path in (m.partition("=") for m in args.model)]
+    for name, text in machine.describe(args.threads).items():
+        results.tell("machine", name, text)
+    for contender in everyone:
+        results.tell("contenders", contender.name, contender.version())
+    for model, path in models:
+        if args.lingqu:
+            results.tell("models", model, machine.facts_of(args.lingqu, path))
+    for job in args.jobs.split(","):
+        for model, path in models:
+            facts = results.about["models"].get(model)
+            taking_part = [c for c in everyone if c.does(job, facts)]
+            if job == "context":
+                best = {c.family: results.best(model, c.family) for c in taking_part}
+                taking_part = [c for c in taking_part if best[c.family] in (None, c.name)]
+            for _ in range(args.context_rounds if job == "context" else args.rounds):
+                run_round(args, model, path, job, taking_part, results)
 
 
 def main():
     args = arguments()
+    args.lingqu = args.lingqu and pathlib.Path(args.lingqu).resolve()
     args.streams = [int(n) for n in args.streams.split(",")]
     args.out.mkdir(parents=True, exist_ok=True)
-    results = Results(args.out / "results.csv")
-    everyone = contenders(args)
+    results = Results(args.out)
+    if unknown := set(args.jobs.split(",")) - set(measure.JOBS):
+        sys.exit(f"unknown job {', '.join(unknown)}: there are {', '.join(measure.JOBS)}")
     if not args.report:
-        if not everyone or not args.model:
-            sys.exit("nothing to measure: --model, --lingqu, --llama, --ik (see --help)")
-        for job in args.jobs.split(","):
-            for model, _, path in (entry.partition("=") for entry in args.model):
-                best = {kind: results.best(model, kind.family) for kind in (measure.Llama, measure.IkLlama)}
-                for _ in range(args.context_rounds if job == "context" else args.rounds):
-                    taking_part = [
-                        c for c in everyone
-                        if job != "context" or best.get(type(c)) in (None, c.name)
-                    ]  # fmt: skip
-                    run_round(args, model, path, job, results.next_round(model, job), taking_part, results)
-    facts = {model: machine.facts_of(args.lingqu, path) for model, _, path in (m.partition("=") for m in args.model)}
-    about = machine.describe(args.threads, everyone)
-    report.write(args.out, results.rows, about, facts, args)
+        run_all(args, results)
+    report.write(args.out, results)
     print(f"wrote {args.out}/RESULTS.md")
 
 

@@ -1,6 +1,5 @@
 """What the machine is, and how fast its memory and its matrix unit are at this moment."""
 
-import datetime
 import json
 import pathlib
 import platform
@@ -10,9 +9,7 @@ from .measure import Failed, run
 
 
 def limits(lingqu, args):
-    """GB/s of reading by all threads and, where `lingqu devices --measure` tells, TOPS of int8 products."""
-    if lingqu is None:
-        raise Failed("limits are measured by lingqu: --lingqu is missing")
+    """GB/s of reading by all threads and, where there are tiles, TOPS of int8 products: `lingqu devices --measure`."""
     out, _, _ = run([lingqu.binary, "devices", "--measure"], args.timeout)
     line = next((line for line in out.splitlines() if line.startswith("cpu ")), "")
     figures = {}
@@ -33,14 +30,12 @@ def read_through(path):
 
 
 def facts_of(lingqu, path):
-    """`lingqu inspect` of a model; None without lingqu."""
-    if not lingqu:
-        return None
+    """`lingqu inspect` of a model."""
     return json.loads(run([lingqu, "inspect", path, "--json"], 300)[0])
 
 
-def describe(threads, contenders):
-    """Lines for the head of the report."""
+def describe(threads):
+    """For the head of the report."""
     cpu = pathlib.Path("/proc/cpuinfo")
     text = cpu.read_text() if cpu.exists() else ""
     name = re.search(r"model name\s*: (.*)", text)
@@ -48,16 +43,8 @@ def describe(threads, contenders):
     wanted = ["avx2", "avx512f", "avx512_vnni", "avx512_bf16", "amx_int8", "amx_bf16"]
     memory = pathlib.Path("/proc/meminfo")
     gib = int(re.search(r"MemTotal:\s*(\d+)", memory.read_text()).group(1)) / 2**20 if memory.exists() else 0
-    lines = [
-        ("Date", datetime.date.today().isoformat()),
-        ("Machine", f"{name.group(1) if name else platform.processor()}, {threads} threads, {gib:.0f} GiB"),
-        ("Instructions", " ".join(flag for flag in wanted if flag in flags) or "none of AVX2, AVX512, AMX"),
-        ("System", f"{platform.system()} {platform.release()}"),
-    ]
-    for contender in contenders:
-        try:
-            version = contender.version()
-        except Failed as error:
-            version = str(error)
-        lines.append((contender.name, version))
-    return lines
+    return {
+        "Machine": f"{name.group(1) if name else platform.processor()}, {threads} threads, {gib:.0f} GiB",
+        "Instructions": " ".join(flag for flag in wanted if flag in flags) or "none of AVX2, AVX512, AMX",
+        "System": f"{platform.system()} {platform.release()}",
+    }

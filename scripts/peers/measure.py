@@ -1,8 +1,8 @@
 """Contenders: how each is asked to do a job, and what its answer says.
 
-A job is one process. Its figures, by name: `prefill`, `decode N` (N streams, all together) and `decode at context` in
-tokens/s, `first token` in seconds from the start of the process to its end, `peak` in bytes, and what the contender
-says of itself (`build`).
+A job is one process. Its figures, by name: `prefill P` (of a prompt of P tokens), `decode N` (N streams, all together)
+and `decode after C` (one stream, after C tokens) in tokens/s, `first token` in seconds from the start of the process to
+its end, and `peak` in bytes of RAM.
 """
 
 import json
@@ -20,15 +20,20 @@ class Failed(Exception):
     """The process did not answer as expected."""
 
 
-def run(command, timeout_s, libraries=None):
-    """(output, seconds, peak memory in bytes) of a process; `libraries`: where its shared libraries are."""
+def run(command, timeout_s, libraries=None, threads=None, with_errors=False):
+    """(output, seconds, peak memory in bytes) of a process; `libraries`: where its shared libraries are; `threads`
+    of a process that has no argument for them; the output ends with that of the error channel, if asked for. It runs in
+    a folder of its own, where ik_llama.cpp leaves a log: all paths must be absolute."""
     environment = dict(os.environ)
     if libraries:
         environment["LD_LIBRARY_PATH"] = str(libraries)
-    with tempfile.TemporaryFile() as out, tempfile.TemporaryFile() as err:
+    if threads:
+        environment["RAYON_NUM_THREADS"] = str(threads)
+    with tempfile.TemporaryDirectory() as cwd, tempfile.TemporaryFile() as out, tempfile.TemporaryFile() as err:
         start = time.monotonic()
         try:
-            process = subprocess.Popen([str(part) for part in command], stdout=out, stderr=err, env=environment)
+            words = [str(part) for part in command]
+            process = subprocess.Popen(words, stdout=out, stderr=err, env=environment, cwd=cwd)
         except OSError as error:
             raise Failed(str(error)) from error
         timer = threading.Timer(timeout_s, process.kill)
@@ -39,10 +44,12 @@ def run(command, timeout_s, libraries=None):
         process.returncode = os.waitstatus_to_exitcode(status)
         out.seek(0)
         err.seek(0)
+        errors = err.read().decode(errors="replace")
         if process.returncode != 0:
-            last = " / ".join(err.read().decode(errors="replace").strip().splitlines()[-3:])
+            last = " / ".join(errors.strip().splitlines()[-3:])
             raise Failed(f"exit {process.returncode} after {seconds:.0f} s: {last}")
-        return out.read().decode(errors="replace"), seconds, usage.ru_maxrss * 1024
+        text = out.read().decode(errors="replace")
+        return text + errors if with_errors else text, seconds, usage.ru_maxrss * 1024
 
 
 def parsed(text, what):
@@ -55,8 +62,13 @@ def parsed(text, what):
 class Lingqu:
     """`lingqu bench`, and `lingqu generate` for the first token."""
 
+    family = "lingqu"
+
     def __init__(self, name, binary):
         self.name, self.binary = name, binary
+
+    def does(self, job, facts):
+        return True
 
     def command(self, command, path, args):
         return [self.binary, command, "--model", path, "--backend", "cpu", "--threads", args.threads]
@@ -83,9 +95,9 @@ class Lingqu:
             if job == "context":
                 if row["context_tokens"] != args.context:
                     continue
-                name = "decode at context"
+                name = f"decode after {args.context}"
             elif job == "speed":
-                figures["prefill"] = row["prefill_tokens_per_s"]["median"]
+                figures[f"prefill {args.prompt}"] = row["prefill_tokens_per_s"]["median"]
             figures[name] = row["decode_tokens_per_s"]["median"]
             figures[f"bytes of {name}"] = row["expected_bytes_per_step"]
         return figures
@@ -104,6 +116,9 @@ class Llama:
 
     def __init__(self, name, folder, chosen):
         self.name, self.folder, self.chosen = name, folder, chosen
+
+    def does(self, job, facts):
+        return True
 
     def program(self, program, path, args):
         which = ["llama-bench", "llama-batched-bench"].index(program)
@@ -129,7 +144,8 @@ class Llama:
         tests, _, peak = self.bench(path, args, shape)
         figures = {"peak": peak}
         for test in tests:
-            name = "decode at context" if job == "context" else "decode 1" if test["n_gen"] else "prefill"
+            decode = f"decode after {args.context}" if job == "context" else "decode 1"
+            name = decode if test["n_gen"] else f"prefill {args.prompt}"
             figures[name] = test["avg_ts"]
         return figures
 
@@ -137,7 +153,8 @@ class Llama:
         context = max(args.streams) * (STREAM_PROMPT + args.stream_generate)
         command = self.program("llama-batched-bench", path, args) + ["-c", context, "-b", 2048, "-ub", 512]
         command += ["-npp", STREAM_PROMPT, "-ntg", args.stream_generate, "-npl", ",".join(map(str, args.streams))]
-        out, _, peak = run(command, args.timeout, self.folder)
+        # ik_llama.cpp prints its table on the error channel.
+        out, _, peak = run(command, args.timeout, self.folder, with_errors=True)
         figures = {"peak": peak}
         for line in out.splitlines():  # | PP | TG | B | N_KV | T_PP | S_PP | T_TG | S_TG | ...
             cells = [cell.strip() for cell in line.split("|")[1:-1]]
@@ -162,3 +179,40 @@ class IkLlama(Llama):
 
     def at_context(self, args):
         return ["-p", 0, "-n", 0, "-gp", f"{args.context},{args.stream_generate}"]
+
+
+class Candle:
+    """`candle-bench` of peers/candle: candle-transformers' quantised models."""
+
+    family = "candle"
+    switches = {}
+
+    def __init__(self, name, folder, _chosen):
+        self.name, self.folder = name, folder
+
+    def does(self, job, facts):
+        """It has no quantised model with latent attention, and would keep 16k x 16k scores of each head."""
+        is_dense = facts is None or facts["config"]["architecture"] in ("qwen2", "llama")
+        return job != "context" and is_dense
+
+    def run(self, job, path, args):
+        shape = {
+            "speed": ["--prompt", args.prompt, "--gen", args.generate],
+            "streams": ["--prompt", STREAM_PROMPT, "--gen", args.stream_generate,
+                        "--batch", ",".join(map(str, args.streams))],
+            "start": ["--prompt", 1, "--gen", 0, "--no-warmup"],
+        }[job]  # fmt: skip
+        command = [self.folder / "candle-bench", path, *shape]
+        out, seconds, peak = run(command, args.timeout, threads=args.threads)
+        if job == "start":
+            return {"first token": seconds, "peak": peak}
+        figures = {"peak": peak}
+        for row in parsed(out, "candle-bench")["results"]:
+            if job == "speed":
+                figures[f"prefill {args.prompt}"] = row["prefill_tokens_per_s"]
+            figures[f"decode {row['batch']}"] = row["decode_tokens_per_s"]
+        return figures
+
+    def version(self):
+        name = self.folder / "VERSION"
+        return name.read_text().strip() if name.exists() else "unknown version"

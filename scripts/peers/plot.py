@@ -2,7 +2,7 @@
 
 from xml.sax.saxutils import escape
 
-COLOURS = {"lingqu": "#0b7285", "llama.cpp": "#adb5bd", "ik_llama.cpp": "#f08c00"}
+COLOURS = {"lingqu": "#0b7285", "llama.cpp": "#adb5bd", "ik_llama.cpp": "#f08c00", "candle": "#9c36b5"}
 BAR, GAP, LEFT, WIDTH = 16, 14, 190, 460  # pixels
 
 
