@@ -129,7 +129,7 @@ def main():
     peers = [(name, pathlib.Path(folder).resolve()) for name, _, folder in named]
     base, base_ppl = distributions(peers[0][1], full, args, "f32", YARDSTICK)
     begin = gguf_f32.adds_begin_token(args.model)
-    print(f"{args.model.name}, {args.text.name}: {base.windows} windows of {base.width} tokens, "
+    print(f"## {args.model.name}, {args.text.name}\n\n{base.windows} windows of {base.width} tokens, "
           f"{base.windows * base.scored} positions; f32 has perplexity {base_ppl:.3f}.\n")  # fmt: skip
     print("| | perplexity | to f32's | KL divergence | 99% below | by llama-perplexity | same likeliest token |")
     print("|---|---|---|---|---|---|---|")

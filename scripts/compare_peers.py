@@ -114,7 +114,8 @@ def run_round(args, model, path, job, taking_part, results):
         with_limits = isinstance(contender, measure.Lingqu)
         for each in [None, contender, None] if with_limits else [contender]:
             name = each.name if each else "machine"
-            machine.read_through(path)
+            if each:
+                machine.read_through(path)
             try:
                 figures = each.run(job, path, args) if each else machine.limits(contender, args)
             except measure.Failed as error:
