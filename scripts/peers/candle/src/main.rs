@@ -3,6 +3,8 @@
 //!
 //! usage: candle-bench MODEL.gguf --prompt N --gen N --batch N,N [--no-warmup]    (threads: RAYON_NUM_THREADS)
 
+#![forbid(unsafe_code)]
+
 use std::fs::File;
 use std::io::BufReader;
 use std::time::Instant;
