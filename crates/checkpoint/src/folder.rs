@@ -5,7 +5,7 @@ use std::io::Read;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use lingqu_tensor::Bytes;
+use lingqu_tensor::{Bytes, Owner};
 
 use crate::error::CheckpointError;
 
@@ -120,5 +120,25 @@ fn map_file(file: &fs::File, label: &str) -> Result<Bytes, CheckpointError> {
     // SAFETY: the map is private and only read, and every reader goes through a bounds-checked slice. What remains is
     // the contract of every mapped checkpoint: nobody rewrites or truncates the file while it is being served.
     let map = unsafe { memmap2::MmapOptions::new().map(file) }.map_err(failed)?;
-    Ok(Bytes::new(Arc::new(map)))
+    Ok(Bytes::new(Arc::new(MappedFile(map))))
+}
+
+struct MappedFile(memmap2::Mmap);
+
+impl Owner for MappedFile {
+    fn bytes(&self) -> &[u8] {
+        &self.0
+    }
+
+    fn release(&self, range: std::ops::Range<usize>) {
+        #[cfg(unix)]
+        {
+            let advice = memmap2::UncheckedAdvice::DontNeed;
+            // SAFETY: the map is private and only read: whoever reads on gets the same bytes from the file again. A
+            // hint that is refused changes nothing.
+            let _ = unsafe { self.0.unchecked_advise_range(advice, range.start, range.len()) };
+        }
+        #[cfg(not(unix))]
+        let _ = range;
+    }
 }

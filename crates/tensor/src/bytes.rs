@@ -4,17 +4,37 @@ use std::fmt;
 use std::ops::Range;
 use std::sync::Arc;
 
+/// Who keeps bytes alive.
+pub trait Owner: Send + Sync {
+    fn bytes(&self) -> &[u8];
+
+    /// A hint that these bytes will hardly be read again: a mapped file may give their memory back.
+    fn release(&self, _: Range<usize>) {}
+}
+
+impl Owner for Vec<u8> {
+    fn bytes(&self) -> &[u8] {
+        self
+    }
+}
+
+impl Owner for &'static [u8] {
+    fn bytes(&self) -> &[u8] {
+        self
+    }
+}
+
 /// A cheap-to-clone view of bytes that somebody else keeps alive.
 #[derive(Clone)]
 pub struct Bytes {
-    owner: Arc<dyn AsRef<[u8]> + Send + Sync>,
+    owner: Arc<dyn Owner>,
     range: Range<usize>,
 }
 
 impl Bytes {
     /// All bytes of `owner`.
-    pub fn new(owner: Arc<dyn AsRef<[u8]> + Send + Sync>) -> Self {
-        let range = 0..(*owner).as_ref().len();
+    pub fn new(owner: Arc<dyn Owner>) -> Self {
+        let range = 0..owner.bytes().len();
         Self { owner, range }
     }
 
@@ -28,7 +48,12 @@ impl Bytes {
     }
 
     pub fn as_slice(&self) -> &[u8] {
-        &(*self.owner).as_ref()[self.range.clone()]
+        &self.owner.bytes()[self.range.clone()]
+    }
+
+    /// Says that these bytes will hardly be read again; they stay readable.
+    pub fn release(&self) {
+        self.owner.release(self.range.clone());
     }
 
     pub fn len(&self) -> usize {

@@ -10,6 +10,6 @@ mod host;
 pub mod quant;
 mod values;
 
-pub use bytes::Bytes;
+pub use bytes::{Bytes, Owner};
 pub use format::Format;
 pub use host::{BlockScales, HostTensor, TensorError};
