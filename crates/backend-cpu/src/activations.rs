@@ -9,7 +9,7 @@ use crate::Precision;
 use crate::isa::{Simd, per_isa};
 use crate::math::round_i16;
 use crate::memory::Source;
-use crate::simd::{CHUNK, LANES, QuantRows, SMALL, place_of};
+use crate::simd::{CHUNK, LANES, OCTET, QuantRows, pair_place};
 use crate::team::{Shares, Team, share};
 
 /// What a step of the first of two planes is worth, in steps of the second. 254 and not 256: both planes then stay
@@ -60,7 +60,7 @@ impl Quantised {
         let (rows, cols) = (x.rows * x.heads, x.len);
         assert!(cols.is_multiple_of(block), "{cols} columns of a format with blocks of {block}");
         self.planes = precision.planes();
-        self.stride = cols.next_multiple_of(64);
+        self.stride = cols.next_multiple_of(CHUNK);
         let vectors = rows * self.planes;
         let (stride, blocks) = (self.stride, self.stride / block);
         self.v.resize(vectors * stride, 0);
@@ -79,8 +79,8 @@ impl Quantised {
                 let sums = unsafe { [sums16.part(part(stride / 16)), sums32.part(part(stride / 32))] };
                 let x = x.head(row / x.heads, row % x.heads);
                 match (block, planes) {
-                    (SMALL, 1) => quantise_small(simd, x, v, d, sums),
-                    (SMALL, _) => quantise_small_fine(simd, x, v, d, sums),
+                    (OCTET, 1) => quantise_small(simd, x, v, d, sums),
+                    (OCTET, _) => quantise_small_fine(simd, x, v, d, sums),
                     (_, 1) => quantise_large(simd, x, v, d, sums),
                     _ => quantise_large_fine(simd, x, v, d, sums),
                 }
@@ -113,7 +113,7 @@ impl Activations {
             });
         }
         if wanted.small {
-            self.small.prepare(simd, team, x, SMALL, precision);
+            self.small.prepare(simd, team, x, OCTET, precision);
         }
         if wanted.large {
             self.large.prepare(simd, team, x, CHUNK, precision);
@@ -143,17 +143,17 @@ impl Activations {
     /// The rows with a scale for each `block` values.
     pub fn quantised(&self, block: usize) -> QuantRows<'_> {
         match block {
-            SMALL => self.small.rows(block),
+            OCTET => self.small.rows(block),
             _ => self.large.rows(block),
         }
     }
 }
 
 per_isa! {
-    fn quantise_small(x: &[f32], v: &mut [i8], d: &mut [f32], sums: [&mut [i16]; 2]) = quantise_plain::<SMALL, 1>
+    fn quantise_small(x: &[f32], v: &mut [i8], d: &mut [f32], sums: [&mut [i16]; 2]) = quantise_plain::<OCTET, 1>
 }
 per_isa! {
-    fn quantise_small_fine(x: &[f32], v: &mut [i8], d: &mut [f32], sums: [&mut [i16]; 2]) = quantise_plain::<SMALL, 2>
+    fn quantise_small_fine(x: &[f32], v: &mut [i8], d: &mut [f32], sums: [&mut [i16]; 2]) = quantise_plain::<OCTET, 2>
 }
 per_isa! {
     fn quantise_large(x: &[f32], v: &mut [i8], d: &mut [f32], sums: [&mut [i16]; 2]) = quantise_plain::<CHUNK, 1>
@@ -163,8 +163,8 @@ per_isa! {
 }
 
 /// `x = d v`, rounded to nearest even: with one plane `d = max|x| / 127` over a block; with two, the integer
-/// `max|x| / 32258` counts is `254 v0 + v1`, and `d` is 254 of those steps and one. sums of each 16 and 32 of `v`.
-/// v `[planes, stride]`
+/// `max|x| / 32258` counts is `254 v0 + v1`, and `d` is 254 of those steps and one. sums of each 16 and 32 of `v`, at
+/// their [`pair_place`]. v `[planes, stride]`
 #[inline(always)]
 fn quantise_plain<const BLOCK: usize, const PLANES: usize>(
     x: &[f32],
@@ -176,6 +176,7 @@ fn quantise_plain<const BLOCK: usize, const PLANES: usize>(
     // For the padding.
     v.fill(0);
     sums16.fill(0);
+    sums32.fill(0);
     for (b, x) in x.as_chunks::<BLOCK>().0.iter().enumerate() {
         let mut most = [0.0f32; 16];
         for x in x.as_chunks::<16>().0 {
@@ -194,7 +195,7 @@ fn quantise_plain<const BLOCK: usize, const PLANES: usize>(
             d[stride / BLOCK + b] = step;
         }
         for (j, x) in x.as_chunks::<16>().0.iter().enumerate() {
-            let at = b * BLOCK + if BLOCK == CHUNK { place_of(j) } else { j * 16 };
+            let at = b * BLOCK + j * 16;
             let integers = x.map(|x| round_i16(x * inverse));
             let mut planes = [integers, [0; 16]];
             if PLANES == 2 {
@@ -204,13 +205,20 @@ fn quantise_plain<const BLOCK: usize, const PLANES: usize>(
             }
             for (plane, integers) in planes[..PLANES].iter().enumerate() {
                 v[plane * stride + at..][..16].copy_from_slice(&integers.map(|v| v as i8));
-                sums16[(plane * stride + b * BLOCK) / 16 + j] = integers.iter().sum();
+                let sum = sum_of(*integers);
+                sums16[pair_place((plane * stride + at) / 16)] = sum;
+                sums32[pair_place((plane * stride + at) / 32)] += sum;
             }
         }
     }
-    for ([a, b], sum) in sums16.as_chunks::<2>().0.iter().zip(sums32) {
-        *sum = a + b;
-    }
+}
+
+/// As a tree, which vectorises.
+#[inline(always)]
+fn sum_of(v: [i16; 16]) -> i16 {
+    let a: [i16; 8] = std::array::from_fn(|i| v[i] + v[i + 8]);
+    let b: [i16; 4] = std::array::from_fn(|i| a[i] + a[i + 4]);
+    (b[0] + b[2]) + (b[1] + b[3])
 }
 
 #[cfg(test)]
@@ -233,14 +241,9 @@ mod tests {
                 let wanted = Wanted { floats: true, small: true, large: true };
                 a.prepare(simd, &team, Source::packed(&x, rows, cols), wanted, precision);
                 assert_eq!(a.floats().0, x);
-                for block in [SMALL, CHUNK] {
+                for block in [OCTET, CHUNK] {
                     let q = a.quantised(block);
-                    // In the order of the values: those of large blocks are kept in another.
-                    let place = |col: usize| match block {
-                        CHUNK => col / CHUNK * CHUNK + place_of(col % CHUNK / 16) + col % 16,
-                        _ => col,
-                    };
-                    let v: Vec<i8> = (0..q.v.len()).map(|i| q.v[i / cols * cols + place(i % cols)]).collect();
+                    let v = q.v;
                     for (i, &x) in x.iter().enumerate() {
                         let (row, col) = (i / cols, i % cols);
                         let at = |plane| (row * q.planes + plane) * cols + col;
@@ -252,8 +255,8 @@ mod tests {
                     }
                     for (sums, of) in [(q.sums16, 16), (q.sums32, 32)] {
                         assert_eq!(sums.len(), v.len() / of);
-                        for (sum, v) in sums.iter().zip(v.chunks(of)) {
-                            assert_eq!(*sum, v.iter().map(|&v| i16::from(v)).sum::<i16>());
+                        for (i, v) in v.chunks(of).enumerate() {
+                            assert_eq!(sums[pair_place(i)], v.iter().map(|&v| i16::from(v)).sum::<i16>());
                         }
                     }
                     if let Some(first) = &first {
@@ -276,8 +279,8 @@ mod tests {
             let x = testing::normal(1, 3 * cols);
             a.prepare(simd, &team, Source::packed(&x, 3, cols), wanted, Precision::Int16);
         }
-        let q = a.quantised(SMALL);
-        assert_eq!((q.stride, q.rows()), (64, 3));
-        assert!(q.v.chunks(64).all(|v| v[32..].iter().all(|&v| v == 0) && v[..32].iter().any(|&v| v != 0)));
+        let q = a.quantised(OCTET);
+        assert_eq!((q.stride, q.rows()), (256, 3));
+        assert!(q.v.chunks(256).all(|v| v[32..].iter().all(|&v| v == 0) && v[..32].iter().any(|&v| v != 0)));
     }
 }

@@ -1,22 +1,23 @@
 //! The CPU backend: SIMD kernels over quantised weights.
 //!
-//! It knows no model, no file and no request. Start with [`CpuBackend`]; then `linear.rs`, where most time goes,
-//! `unpack.rs` (stored bytes to panels), `simd/` (the kernels written by hand, one file per instruction set),
+//! It knows no model, no file and no request. Start with [`CpuBackend`]; then `panels.rs` (weights as they are repacked
+//! at load), `linear.rs`, where most time goes, `simd/` (the kernels written by hand, one file per instruction set),
 //! `experts.rs` and `attention.rs`. `team.rs` has the threads.
 //!
 //! # Numerics
 //! The same bits come out on every instruction set, for any number of threads and whatever else is in the batch:
 //! what a row is worth is defined here, once, and not by who computes it.
-//! - **Weights** stay in their stored bytes and are decoded exactly, a panel of 16 rows x 256 values at a time.
+//! - **Weights** of block formats are repacked at load, 16 rows side by side, bit for bit; floats stay in their stored
+//!   bytes and are decoded exactly, 256 values at a time.
 //! - **Float weights** (F32 F16 BF16 FP8): activations in f32. A dot is spread over 16 lanes: lane `j` takes the
 //!   values `j, j + 16, ...` in order, each by one fused multiply-add; the lanes are added as a tree (`j` and `j + 8`,
 //!   `j + 4`, `j + 2`, `j + 1`). An FP8 weight is first multiplied by the scale of its block, rounded to f32.
 //! - **Block formats**: each row of activations is quantised once to int8 ([`Precision`]: one plane, or two for 16
 //!   bits), and all weights that the row meets share it. Blocks of 32 weights (Q8_0, Q4_0, ...) meet activations with
 //!   a scale for each 32, blocks of 256 (K-quants, IQ4_XS), whose scales within are integers, activations with a scale
-//!   for each 256. For each block in order, with its scale `d` (and minimum `m`), for each plane:
-//!   `acc = fma(d * x.d, i, acc)` with the exact integer `i` of all that the scales leave, then with minima
-//!   `acc = fma(m * x.d, j, acc)`. Blocks of 32 go by turns to two sums, which are added at the end.
+//!   for each 256. For each block in order, with its scale `d` (and minimum `m`), for each plane: `t = d * i` with the
+//!   exact integer `i` of all that the scales leave, with minima `t = fma(m, j, t)` with the exact integer `j`, then
+//!   `acc = fma(x.d, t, acc)`.
 //! - **Attention** runs over an f16 cache in f32, in tiles and splits counted from position 0 (see `attention.rs`).
 //! - **exp** and what is built on it are our own polynomial; square roots and divisions are IEEE's. Products are fused
 //!   with sums only where it says so, and there always: without hardware for it, a slow exact function is called.
@@ -30,6 +31,7 @@ mod linear;
 mod math;
 mod memory;
 mod norm;
+mod panels;
 mod rope;
 mod route;
 mod simd;
@@ -144,6 +146,10 @@ impl Core {
         Ok(Self { simd, precision: config.precision, team, workers, scratch: Mutex::default() })
     }
 
+    fn packer(&self) -> weights::Packer<'_> {
+        weights::Packer { simd: self.simd, team: &self.team }
+    }
+
     fn worker(&self, member: usize) -> MutexGuard<'_, WorkerScratch> {
         lock(&self.workers[member])
     }
@@ -166,6 +172,7 @@ impl CpuBackend {
             name: format!("cpu ({isa}, {threads} thread{plural})"),
             weight_formats: Format::ALL.to_vec(),
             host_memory: true,
+            checks_numbers: true,
         };
         Ok(Self { capabilities, core })
     }
@@ -244,19 +251,19 @@ impl Backend for CpuBackend {
     }
 
     fn upload_linear(&self, source: LinearSource<'_>) -> Result<Weight> {
-        weights::upload_linear(source)
+        weights::upload_linear(self.core.packer(), source)
     }
 
     fn upload_heads(&self, heads: &[HostTensor]) -> Result<Weight> {
-        weights::upload_heads(heads)
+        weights::upload_heads(self.core.packer(), heads)
     }
 
     fn upload_ffn(&self, source: &FfnSource) -> Result<FfnWeights> {
-        weights::upload_ffn(source)
+        weights::upload_ffn(self.core.packer(), source)
     }
 
     fn upload_experts(&self, experts: &[FfnSource]) -> Result<ExpertWeights> {
-        weights::upload_experts(experts)
+        weights::upload_experts(self.core.packer(), experts)
     }
 
     fn begin_step(&self, batch: &Batch, block_tokens: usize) -> Result<Step> {

@@ -13,12 +13,12 @@ use crate::isa::{Simd, per_isa};
 use crate::math::silu;
 use crate::memory::{Source, Target};
 use crate::simd::{
-    self as kernels, CHUNK, Codes, Dots, FLOAT_ROWS, LANES, LaneSums, PANEL_ROWS, Stretch, Sums, reduce,
+    self as kernels, CHUNK, Codes, Dots, FLOAT_ROWS, LANES, LaneSums, PANEL_ROWS, Run, STREAMS, Sums, reduce,
 };
 use crate::team::Shares;
 use crate::tiles::{self, Arranged};
 use crate::unpack;
-use crate::weights::{Heads, Linear, Matrix, padded};
+use crate::weights::{Heads, Linear, Matrix, Stored, padded};
 use crate::{Core, Products};
 
 /// Rows of activations that meet a panel while it is unpacked.
@@ -26,6 +26,8 @@ const ROWS_MAX: usize = 128;
 /// The same for floats, whose partial sums are wider.
 const FLOAT_TILE_ROWS: usize = 32;
 
+/// Rows up to which memory is what a product waits for, and panels are read side by side.
+const STREAMED_ROWS_MAX: usize = 8;
 /// What a piece of work should cost at least, in cycles or so: much more than taking it.
 const PIECE_COST: usize = 40_000;
 
@@ -80,7 +82,7 @@ impl Job<'_> {
     fn panel_cost(&self, tiled: bool) -> usize {
         let matrices = 1 + usize::from(self.up.is_some());
         let rows = self.x_rows.count();
-        let per_chunk = if tiled { 650 + 16 * rows.next_multiple_of(tiles::COLUMNS) } else { 350 + 100 * rows };
+        let per_chunk = if tiled { 650 + 16 * rows.next_multiple_of(tiles::GROUP_ROWS) } else { 350 + 100 * rows };
         per_chunk * self.matrix.cols().div_ceil(CHUNK).max(1) * matrices
     }
 }
@@ -103,7 +105,10 @@ impl Output {
         let at = job.out_rows.get(i) * self.stride + job.out_offset + first;
         // SAFETY: these outputs are the panel's.
         let out = unsafe { self.values.part(at..at + width) };
-        out.copy_from_slice(&values[..width]);
+        match out.first_chunk_mut::<PANEL_ROWS>() {
+            Some(out) => *out = *values,
+            None => out.copy_from_slice(&values[..width]),
+        }
         if !job.bias.is_empty() {
             out.iter_mut().zip(&job.bias[first..]).for_each(|(out, bias)| *out += bias);
         }
@@ -122,7 +127,7 @@ pub(crate) struct PanelScratch {
 
 impl PanelScratch {
     pub fn new() -> Self {
-        let rows = || vec![[[0.0; PANEL_ROWS]; 2]; ROWS_MAX];
+        let rows = || vec![[0.0; PANEL_ROWS]; ROWS_MAX.max(STREAMS * STREAMED_ROWS_MAX)];
         Self {
             codes: Codes::boxed(),
             floats: vec![0.0; FLOAT_ROWS * CHUNK],
@@ -181,8 +186,10 @@ fn run_panels(
     }
     for start in (0..job.x_rows.count()).step_by(ROWS_MAX) {
         let count = (job.x_rows.count() - start).min(ROWS_MAX);
-        for panel in panels.clone() {
-            run_panel(core, job, panel, [start, count], x, scratch, out);
+        let side_by_side = if count <= STREAMED_ROWS_MAX { STREAMS } else { 1 };
+        for first in panels.clone().step_by(side_by_side) {
+            let some = first..panels.end.min(first + side_by_side);
+            run_some_panels(core, job, some, [start, count], x, scratch, out);
         }
     }
 }
@@ -191,12 +198,12 @@ fn share_of(total: usize, piece: usize, pieces: usize) -> usize {
     (total as u128 * piece as u128 / pieces as u128) as usize
 }
 
-/// One panel of a job for `count` of its rows from `start` on.
+/// Panels of a job, side by side, for `count` of its rows from `start` on.
 #[allow(clippy::too_many_arguments)] // the inside of `run_jobs`
-fn run_panel(
+fn run_some_panels(
     core: &Core,
     job: &Job<'_>,
-    panel: usize,
+    panels: Range<usize>,
     [start, count]: [usize; 2],
     x: &Activations,
     scratch: &mut PanelScratch,
@@ -208,16 +215,17 @@ fn run_panel(
     }
     let inputs = Inputs { simd: core.simd, x, rows: &rows[..count] };
     let [mut sums, mut of_up] = std::mem::take(&mut scratch.sums);
-    panel_dots(inputs, job.matrix, panel, scratch, &mut sums[..count]);
+    let all = panels.len() * count;
+    panel_dots(inputs, job.matrix, panels.clone(), scratch, &mut sums[..all]);
     if let Some(up) = job.up {
-        panel_dots(inputs, up, panel, scratch, &mut of_up[..count]);
-        for (gate, up) in sums[..count].iter_mut().zip(&of_up[..count]) {
-            gated(core.simd, &mut gate[0], &up[0]);
-        }
+        panel_dots(inputs, up, panels.clone(), scratch, &mut of_up[..all]);
+        gated(core.simd, sums[..all].as_flattened_mut(), of_up[..all].as_flattened());
     }
-    for (i, [sums, _]) in sums[..count].iter().enumerate() {
-        // SAFETY: a panel is in one piece of work, and a piece is one member's.
-        unsafe { out.write(job, panel, start + i, sums) };
+    for (panel, sums) in panels.zip(sums.chunks_exact(count)) {
+        for (i, sums) in sums.iter().enumerate() {
+            // SAFETY: a panel is in one piece of work, and a piece is one member's.
+            unsafe { out.write(job, panel, start + i, sums) };
+        }
     }
     scratch.sums = [sums, of_up];
 }
@@ -242,49 +250,46 @@ struct Inputs<'a> {
     rows: &'a [u32],
 }
 
-/// The dots of a panel's weight rows with some rows, in the first half of each's sums. sums `[rows]`
-fn panel_dots(inputs: Inputs<'_>, matrix: &Matrix, panel: usize, scratch: &mut PanelScratch, sums: &mut [Sums]) {
+/// The dots of panels' weight rows with some rows. sums `[panels, rows]`
+fn panel_dots(inputs: Inputs<'_>, matrix: &Matrix, which: Range<usize>, scratch: &mut PanelScratch, sums: &mut [Sums]) {
     let Inputs { simd, x, rows } = inputs;
-    let first = panel * PANEL_ROWS;
-    let Some(scheme) = matrix.scheme else {
-        return (0..2).for_each(|half| float_dots(inputs, matrix, [first, half], scratch, sums));
+    let Some(panels) = matrix.panels() else {
+        let stored = matrix.floats().expect("floats, where there are no blocks");
+        for (panel, sums) in which.zip(sums.chunks_exact_mut(rows.len())) {
+            for half in 0..2 {
+                let first = panel * PANEL_ROWS + half * FLOAT_ROWS;
+                let count = matrix.rows().saturating_sub(first).min(FLOAT_ROWS);
+                float_dots(inputs, (stored, matrix.cols()), [first, count], scratch, (&mut *sums, half * FLOAT_ROWS));
+            }
+        }
+        return;
     };
-    sums.fill([[0.0; PANEL_ROWS]; 2]);
-    let count = (matrix.rows() - first).min(PANEL_ROWS);
-    let (stored, x) = (matrix.stored(), x.quantised(scheme.block));
-    for start in (0..matrix.cols()).step_by(CHUNK) {
-        let len = (matrix.cols() - start).min(CHUNK);
-        let direct = unpack::prepare(simd, stored, [first, count], [start, len], &mut scratch.codes);
-        kernels::stretch(simd, Stretch { scheme, codes: &scratch.codes, direct, x, start, len, rows }, sums);
-    }
-    for [even, odd] in sums {
-        (0..PANEL_ROWS).for_each(|lane| even[lane] += odd[lane]);
-    }
+    let x = x.quantised(panels.scheme.block);
+    let run = Run { panels, first: which.start, count: which.len(), x, rows };
+    kernels::run(simd, run, &mut scratch.codes, sums);
 }
 
 /// Half a panel (8 weight rows) of floats.
 fn float_dots(
     inputs: Inputs<'_>,
-    matrix: &Matrix,
-    [first, half]: [usize; 2],
+    (stored, cols): (&Stored, usize),
+    [first, count]: [usize; 2],
     scratch: &mut PanelScratch,
-    sums: &mut [Sums],
+    (sums, at): (&mut [Sums], usize),
 ) {
     let Inputs { simd, x, rows } = inputs;
-    let first = first + half * FLOAT_ROWS;
-    let count = matrix.rows().saturating_sub(first).min(FLOAT_ROWS);
-    let stored = matrix.stored();
+    let stored_rows = stored.rows();
     let (x, x_stride) = x.floats();
     let floats = &mut scratch.floats;
     floats[count * CHUNK..].fill(0.0);
     for (rows, sums) in rows.chunks(FLOAT_TILE_ROWS).zip(sums.chunks_mut(FLOAT_TILE_ROWS)) {
         let lanes = &mut scratch.lanes[..rows.len()];
         lanes.fill([[0.0; LANES]; FLOAT_ROWS]);
-        for start in (0..matrix.cols()).step_by(CHUNK) {
-            let len = (matrix.cols() - start).min(CHUNK);
+        for start in (0..cols).step_by(CHUNK) {
+            let len = (cols - start).min(CHUNK);
             for (i, w) in floats.chunks_exact_mut(CHUNK).take(count).enumerate() {
-                unpack::floats(simd, stored, first + i, start, &mut w[..len]);
-                matrix.scale_floats(first + i, start, &mut w[..len]);
+                unpack::floats(simd, stored_rows, first + i, start, &mut w[..len]);
+                stored.scale_floats(first + i, start, &mut w[..len]);
                 w[len..padded(len)].fill(0.0);
             }
             let dots = Dots { w: floats, w_stride: CHUNK, x, x_stride, start, len: padded(len), rows };
@@ -292,7 +297,7 @@ fn float_dots(
         }
         for (lanes, sums) in lanes.iter().zip(sums) {
             for (i, lanes) in lanes.iter().enumerate() {
-                sums[0][half * FLOAT_ROWS + i] = reduce(lanes);
+                sums[at + i] = reduce(lanes);
             }
         }
     }

@@ -14,11 +14,16 @@ impl Plain for f32 {}
 impl Plain for u16 {}
 impl Plain for u8 {}
 
-/// A slice of zeros at cache-line alignment. Large ones come as untouched pages of the system.
+/// A slice of zeros at cache-line alignment. Large ones come as untouched pages of the system, huge ones where it can.
 pub(crate) struct Zeroed<T: Plain> {
     pointer: *mut T,
     len: usize,
+    /// Who owns the memory, if not the allocator.
+    pages: Option<memmap2::MmapMut>,
 }
+
+/// Bytes from which whole pages are asked for.
+const PAGES_MIN_BYTES: usize = 1 << 20;
 
 // SAFETY: it owns its memory, as a `Box<[T]>` does.
 unsafe impl<T: Plain> Send for Zeroed<T> {}
@@ -35,13 +40,20 @@ impl<T: Plain> Zeroed<T> {
         if machine_bytes().is_some_and(|all| bytes > all) {
             return Err(refused(bytes)); // the system might promise it and kill us later
         }
+        if bytes >= PAGES_MIN_BYTES {
+            let mut pages = memmap2::MmapMut::map_anon(bytes).map_err(|_| refused(bytes))?;
+            #[cfg(target_os = "linux")]
+            let _ = pages.advise(memmap2::Advice::HugePage); // without, it is slower and nothing else
+            let pointer = pages.as_mut_ptr().cast::<T>(); // pages are aligned to more than a line
+            return Ok(Self { pointer, len, pages: Some(pages) });
+        }
         let layout = Self::layout(len).ok_or_else(|| refused(bytes))?;
         // SAFETY: the layout's size is not 0 (see `layout`).
         let pointer = unsafe { alloc_zeroed(layout) }.cast::<T>();
         if pointer.is_null() {
             return Err(refused(bytes));
         }
-        Ok(Self { pointer, len })
+        Ok(Self { pointer, len, pages: None })
     }
 
     fn layout(len: usize) -> Option<Layout> {
@@ -54,7 +66,7 @@ impl<T: Plain> Deref for Zeroed<T> {
     type Target = [T];
 
     fn deref(&self) -> &[T] {
-        // SAFETY: `new` allocated `len` values of zero bytes, which `Plain` makes values.
+        // SAFETY: `new` got `len` values of zero bytes, which `Plain` makes values.
         unsafe { std::slice::from_raw_parts(self.pointer, self.len) }
     }
 }
@@ -68,6 +80,9 @@ impl<T: Plain> DerefMut for Zeroed<T> {
 
 impl<T: Plain> Drop for Zeroed<T> {
     fn drop(&mut self) {
+        if self.pages.is_some() {
+            return; // they go by themselves
+        }
         let layout = Self::layout(self.len).expect("the layout it was made with");
         // SAFETY: allocated in `new` with this layout.
         unsafe { dealloc(self.pointer.cast(), layout) };

@@ -3,7 +3,6 @@
 use lingqu_tensor::{BlockScales, Format, HostTensor, quant};
 
 use crate::isa::{Isa, Simd};
-use crate::weights::Matrix;
 
 /// Every instruction set that this machine has, the portable one first.
 pub(crate) fn every_simd() -> Vec<Simd> {
@@ -53,8 +52,5 @@ pub(crate) fn weights(seed: u64, format: Format, [rows, cols]: [usize; 2]) -> Ho
 
 /// The values of a matrix by the scalar decode.
 pub(crate) fn decoded(tensor: &HostTensor) -> Vec<f32> {
-    let matrix = Matrix::new(tensor).unwrap();
-    let mut values = vec![0.0; tensor.rows * tensor.cols];
-    values.chunks_mut(tensor.cols).enumerate().for_each(|(row, out)| matrix.decode_row(row, out));
-    values
+    crate::weights::decoded(tensor).unwrap()
 }

@@ -1,18 +1,32 @@
-//! Uploaded weights: the stored bytes themselves, shared with whoever mapped them, never a copy.
+//! Uploaded weights: block formats repacked (see `panels.rs`), floats in their stored bytes, shared with whoever mapped
+//! them.
 
 use lingqu_backend::{BackendError, ExpertWeights, FfnSource, FfnWeights, LinearSource, Weight};
 use lingqu_tensor::{Format, HostTensor, TensorError, quant};
 
 use crate::Result;
 use crate::activations::Wanted;
-use crate::simd::{CHUNK, LANES, SMALL, Scheme};
-use crate::unpack::{StoredRows, scheme};
+use crate::isa::Simd;
+use crate::panels::{Panels, scheme};
+use crate::simd::{CHUNK, LANES, OCTET};
+use crate::team::Team;
+use crate::unpack::StoredRows;
 
-/// A matrix `[rows, cols]` in its stored format.
+/// A matrix `[rows, cols]` that is multiplied with.
 pub(crate) struct Matrix {
+    rows: usize,
+    cols: usize,
+    values: Values,
+}
+
+enum Values {
+    Floats(Stored),
+    Blocks(Panels),
+}
+
+/// A matrix in its stored format.
+pub(crate) struct Stored {
     tensor: HostTensor,
-    /// How its blocks become values; `None` for floats.
-    pub scheme: Option<Scheme>,
     scales: Option<Scales>,
 }
 
@@ -23,8 +37,79 @@ struct Scales {
     cols_per_block: usize,
 }
 
+/// Who repacks.
+#[derive(Clone, Copy)]
+pub(crate) struct Packer<'a> {
+    pub simd: Simd,
+    pub team: &'a Team,
+}
+
+impl Packer<'_> {
+    /// Repacks those of a block format together, after which their bytes are not read any more.
+    ///
+    /// # Errors
+    /// [`BackendError::OutOfMemory`]; [`BackendError::Tensor`] for a number that is NaN or infinite.
+    fn matrices<'t>(self, tensors: impl Iterator<Item = &'t HostTensor> + Clone) -> Result<Vec<Matrix>> {
+        let blocks: Vec<&HostTensor> = tensors.clone().filter(|tensor| scheme(tensor.format).is_some()).collect();
+        let mut panels = Panels::pack(self.simd, self.team, &blocks)?.into_iter();
+        let matrix = |tensor: &HostTensor| {
+            let values = match scheme(tensor.format) {
+                None => Values::Floats(Stored::new(tensor)?),
+                Some(_) => Values::Blocks(panels.next().expect("panels of each matrix of blocks")),
+            };
+            Ok(Matrix { rows: tensor.rows, cols: tensor.cols, values })
+        };
+        tensors.map(matrix).collect()
+    }
+}
+
 impl Matrix {
+    pub fn rows(&self) -> usize {
+        self.rows
+    }
+
+    pub fn cols(&self) -> usize {
+        self.cols
+    }
+
+    pub fn bytes(&self) -> usize {
+        match &self.values {
+            Values::Floats(stored) => stored.bytes(),
+            Values::Blocks(panels) => panels.bytes(),
+        }
+    }
+
+    /// The repacked weights, or `None` for floats.
+    pub fn panels(&self) -> Option<&Panels> {
+        match &self.values {
+            Values::Floats(_) => None,
+            Values::Blocks(panels) => Some(panels),
+        }
+    }
+
+    /// The stored floats, or `None` for block formats.
+    pub fn floats(&self) -> Option<&Stored> {
+        match &self.values {
+            Values::Floats(stored) => Some(stored),
+            Values::Blocks(_) => None,
+        }
+    }
+
+    /// Values of a block, or `None` for floats.
+    pub fn block(&self) -> Option<usize> {
+        self.panels().map(|panels| panels.scheme.block)
+    }
+
+    /// What the kernels want of the input.
+    pub fn wanted(&self) -> Wanted {
+        let block = self.block();
+        Wanted { floats: block.is_none(), small: block == Some(OCTET), large: block == Some(CHUNK) }
+    }
+}
+
+impl Stored {
     pub fn new(tensor: &HostTensor) -> Result<Self> {
+        tensor.check_finite_scales()?;
         let scales = tensor.scales.as_ref().map(|scales| Scales {
             values: scales.data.as_slice().as_chunks().0.iter().map(|b| f32::from_le_bytes(*b)).collect(),
             rows_per_block: scales.rows_per_block,
@@ -34,36 +119,22 @@ impl Matrix {
             let problem = "FP8 without its block scales".into();
             return Err(BackendError::Tensor(TensorError { name: tensor.name.clone(), problem }));
         }
-        Ok(Self { tensor: tensor.clone(), scheme: scheme(tensor.format), scales })
+        Ok(Self { tensor: tensor.clone(), scales })
     }
 
-    pub fn rows(&self) -> usize {
-        self.tensor.rows
-    }
-
-    pub fn cols(&self) -> usize {
-        self.tensor.cols
-    }
-
-    pub fn bytes(&self) -> usize {
+    fn bytes(&self) -> usize {
         self.tensor.data.len() + self.scales.as_ref().map_or(0, |s| s.values.len() * 4)
     }
 
-    pub fn stored(&self) -> StoredRows<'_> {
+    pub fn rows(&self) -> StoredRows<'_> {
         let HostTensor { format, ref data, .. } = self.tensor;
         StoredRows { format, data: data.as_slice(), row_bytes: self.tensor.row_bytes() }
-    }
-
-    /// What the kernels want of the input.
-    pub fn wanted(&self) -> Wanted {
-        let block = self.scheme.map(|scheme| scheme.block);
-        Wanted { floats: block.is_none(), small: block == Some(SMALL), large: block == Some(CHUNK) }
     }
 
     /// Multiplies decoded FP8 values `start..` of a row by their block scales; does nothing for other formats.
     pub fn scale_floats(&self, row: usize, start: usize, values: &mut [f32]) {
         let Some(scales) = &self.scales else { return };
-        let per_row = self.cols().div_ceil(scales.cols_per_block);
+        let per_row = self.tensor.cols.div_ceil(scales.cols_per_block);
         let row = &scales.values[row / scales.rows_per_block * per_row..][..per_row];
         let mut at = start;
         let mut rest = values;
@@ -76,9 +147,9 @@ impl Matrix {
         }
     }
 
-    /// One row as f32.
+    /// One row as f32, of any format.
     pub fn decode_row(&self, row: usize, out: &mut [f32]) {
-        let stored = self.stored();
+        let stored = self.rows();
         let bytes = &stored.data[row * stored.row_bytes..][..stored.row_bytes];
         quant::decode_blocks(stored.format, bytes, out);
         self.scale_floats(row, 0, out);
@@ -108,11 +179,11 @@ pub(crate) struct Gated {
 /// Storage of the experts of a layer.
 pub(crate) struct Experts(pub Vec<Gated>);
 
-fn decoded(tensor: &HostTensor) -> Result<Vec<f32>> {
-    let matrix = Matrix::new(tensor)?;
+pub(crate) fn decoded(tensor: &HostTensor) -> Result<Vec<f32>> {
+    let stored = Stored::new(tensor)?;
     let mut values = vec![0.0; tensor.rows * tensor.cols];
     for (row, out) in values.chunks_exact_mut(tensor.cols.max(1)).enumerate() {
-        matrix.decode_row(row, out);
+        stored.decode_row(row, out);
     }
     Ok(values)
 }
@@ -123,15 +194,15 @@ pub(crate) fn upload_table(tensor: &HostTensor) -> Result<Weight> {
 }
 
 pub(crate) fn upload_embedding(tensor: &HostTensor) -> Result<Weight> {
-    let matrix = Matrix::new(tensor)?;
-    Ok(Weight::new([1, tensor.rows, tensor.cols], matrix.bytes(), matrix))
+    let stored = Stored::new(tensor)?;
+    Ok(Weight::new([1, tensor.rows, tensor.cols], stored.bytes(), stored))
 }
 
-pub(crate) fn upload_linear(source: LinearSource<'_>) -> Result<Weight> {
+pub(crate) fn upload_linear(packer: Packer<'_>, source: LinearSource<'_>) -> Result<Weight> {
     let LinearSource { parts, biases } = source;
     let cols = parts.first().expect("a linear layer has a matrix").cols;
     assert!(parts.iter().all(|part| part.cols == cols), "the parts of a linear layer share their input");
-    let parts = parts.iter().map(Matrix::new).collect::<Result<Vec<_>>>()?;
+    let parts = packer.matrices(parts.iter())?;
     let rows = parts.iter().map(Matrix::rows).sum();
     let bias = biases.iter().map(decoded).collect::<Result<Vec<_>>>()?.concat();
     assert!(bias.is_empty() || bias.len() == rows, "{} biases of {rows} outputs", bias.len());
@@ -139,20 +210,26 @@ pub(crate) fn upload_linear(source: LinearSource<'_>) -> Result<Weight> {
     Ok(Weight::new([1, rows, cols], bytes, Linear { parts, bias }))
 }
 
-pub(crate) fn upload_heads(heads: &[HostTensor]) -> Result<Weight> {
+pub(crate) fn upload_heads(packer: Packer<'_>, heads: &[HostTensor]) -> Result<Weight> {
     let HostTensor { rows, cols, .. } = *heads.first().expect("a matrix for each head");
     assert!(heads.iter().all(|h| h.rows == rows && h.cols == cols), "heads of the same shape");
-    let heads = heads.iter().map(Matrix::new).collect::<Result<Vec<_>>>()?;
+    let heads = packer.matrices(heads.iter())?;
     Ok(Weight::new([heads.len(), rows, cols], heads.iter().map(Matrix::bytes).sum(), Heads(heads)))
 }
 
 impl Gated {
-    fn new(source: &FfnSource) -> Result<Self> {
-        let [gate, up, down] = [&source.gate, &source.up, &source.down].map(Matrix::new);
-        let (gate, up, down) = (gate?, up?, down?);
-        assert!(gate.rows() == up.rows() && gate.cols() == up.cols(), "gate and up of the same shape");
-        assert!(down.rows() == gate.cols() && down.cols() == gate.rows(), "down of the opposite shape");
-        Ok(Self { gate, up, down })
+    /// All in one piece of memory.
+    fn all(packer: Packer<'_>, sources: &[FfnSource]) -> Result<Vec<Self>> {
+        let tensors = sources.iter().flat_map(|source| [&source.gate, &source.up, &source.down]);
+        let mut matrices = packer.matrices(tensors)?.into_iter();
+        let mut next = || matrices.next().expect("three matrices of each");
+        let gated = sources.iter().map(|_| {
+            let (gate, up, down) = (next(), next(), next());
+            assert!(gate.rows() == up.rows() && gate.cols() == up.cols(), "gate and up of the same shape");
+            assert!(down.rows() == gate.cols() && down.cols() == gate.rows(), "down of the opposite shape");
+            Self { gate, up, down }
+        });
+        Ok(gated.collect())
     }
 
     fn bytes(&self) -> usize {
@@ -160,13 +237,13 @@ impl Gated {
     }
 }
 
-pub(crate) fn upload_ffn(source: &FfnSource) -> Result<FfnWeights> {
-    let gated = Gated::new(source)?;
+pub(crate) fn upload_ffn(packer: Packer<'_>, source: &FfnSource) -> Result<FfnWeights> {
+    let gated = Gated::all(packer, std::slice::from_ref(source))?.remove(0);
     Ok(FfnWeights::new([gated.gate.cols(), gated.gate.rows()], gated.bytes(), gated))
 }
 
-pub(crate) fn upload_experts(experts: &[FfnSource]) -> Result<ExpertWeights> {
-    let experts = experts.iter().map(Gated::new).collect::<Result<Vec<_>>>()?;
+pub(crate) fn upload_experts(packer: Packer<'_>, experts: &[FfnSource]) -> Result<ExpertWeights> {
+    let experts = Gated::all(packer, experts)?;
     let first = experts.first().expect("a layer of experts has one");
     let (hidden, intermediate) = (first.gate.cols(), first.gate.rows());
     let same = |e: &Gated| e.gate.cols() == hidden && e.gate.rows() == intermediate;

@@ -83,7 +83,15 @@ impl GpuBackend {
 
     fn of(core: core::Core) -> Self {
         let name = core.name.clone();
-        Self { capabilities: Capabilities { name, weight_formats: Format::ALL.to_vec(), host_memory: false }, core }
+        Self {
+            capabilities: Capabilities {
+                name,
+                weight_formats: Format::ALL.to_vec(),
+                host_memory: false,
+                checks_numbers: false,
+            },
+            core,
+        }
     }
 
     /// The device as its driver describes it.

@@ -59,6 +59,8 @@ pub struct Capabilities {
     pub weight_formats: Vec<Format>,
     /// The host may read buffers without a copy.
     pub host_memory: bool,
+    /// Uploads refuse weights that are NaN or infinite by themselves, so that nobody need look at them before.
+    pub checks_numbers: bool,
 }
 
 /// A device. `out` is overwritten by every op; its rows in use must be set already and equal those of the input.

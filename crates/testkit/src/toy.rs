@@ -191,7 +191,7 @@ pub struct ToyBackend(Capabilities);
 
 impl Default for ToyBackend {
     fn default() -> Self {
-        Self(Capabilities { name: "toy".into(), weight_formats: Vec::new(), host_memory: true })
+        Self(Capabilities { name: "toy".into(), weight_formats: Vec::new(), host_memory: true, checks_numbers: false })
     }
 }
 

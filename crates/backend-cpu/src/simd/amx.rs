@@ -1,19 +1,27 @@
-//! AMX: 16 x 64 weights by 64 x 16 activations of int8 in one instruction.
+//! AMX: 16 x 64 activations by 64 x 16 weights of int8 in one instruction.
 //!
-//! Weights are the left operand, so that their rows stay rows; activations are laid out once per op as the right one
-//! wants them ([`Columns`]). The instructions are written as assembly: std::arch has none on stable Rust.
+//! Weights are the right operand, which wants them as records have them: four values of each of 16 rows to a line. The
+//! instructions are written as assembly: std::arch has none on stable Rust.
 //!
 //! A large block's integer scales go into the weights before the product: `s (c - offset)` has 13 bits and a sign, and
 //! becomes two bytes, `256 high + low`. So a block costs two tile products to 64 values, and floats once in 256.
+//!
+//! **Few tiles alive.** Where another thread runs on the same core, a tile waits for a free register of the core's own,
+//! and there are hardly more than eight: a loop that keeps all eight tiles full does one thing at a time and takes 4
+//! times as long. So at most five are in use at once, and a tile that is done with is set to zero, which frees its
+//! register: measured, 15 ns to a product with its loads, where four sums and four operands took 33.
 
 use std::arch::asm;
 use std::arch::x86_64::*;
 use std::marker::PhantomData;
 use std::sync::OnceLock;
 
-use super::avx512::{CODES, GROUPS, Place, Q4_K, Q6_K, transpose};
-use super::columns::{Columns, Line, TILE_COLUMNS, TileSums};
-use super::{CHUNK, Codes, Direct, PANEL_ROWS, SMALL, Scheme};
+use super::groups::{LargeRows, SmallRows, TILE_ROWS, TileSums};
+use super::records::{BYTES16, Integers, Source, code, halves, pairs, with_large};
+use super::{CHUNK, Codes, OCTET, OCTETS, PANEL_ROWS};
+use crate::isa::Simd;
+use crate::panels::{LINE_BYTES, Plan, Record};
+use crate::unpack;
 
 /// Whether the machine has AMX with int8 and the system lets us use it.
 pub(crate) fn available() -> bool {
@@ -58,22 +66,21 @@ struct Config {
 }
 
 impl Config {
-    const fn new(left_bytes: u16) -> Self {
+    /// Tiles 0 and 1 are sums, 2 activations of so many columns, 3 to 7 weights of as many.
+    const fn new(columns: u16) -> Self {
         let mut config = Self { palette: 1, start_row: 0, reserved: [0; 14], row_bytes: [0; 16], rows: [0; 16] };
         let mut i = 0;
         while i < 8 {
-            let (left, right) = (i == 4 || i == 5, i >= 6);
-            config.row_bytes[i] = if left { left_bytes } else { 64 };
-            config.rows[i] = if right { (left_bytes / 4) as u8 } else { 16 };
+            config.row_bytes[i] = if i == 2 { columns } else { 64 };
+            config.rows[i] = if i > 2 { (columns / 4) as u8 } else { 16 };
             i += 1;
         }
         config
     }
 }
 
-/// Tiles 0-3 are sums, 4 and 5 weights, 6 and 7 activations: of 64 values, or of 32.
 static LARGE: Config = Config::new(64);
-static SMALL_TILES: Config = Config::new(32);
+static SMALL: Config = Config::new(32);
 
 /// The tiles of this thread, shaped for blocks of 32 or 256 values; given back to the system when dropped: held, they
 /// slow down what else the core does.
@@ -87,7 +94,7 @@ impl Tiles {
     /// # Safety
     /// [`available`] must have said so, and no other value may live on this thread.
     pub unsafe fn new(block: usize) -> Self {
-        let config = if block == SMALL { &SMALL_TILES } else { &LARGE };
+        let config = if block == OCTET { &SMALL } else { &LARGE };
         // SAFETY: a valid configuration; the caller's word that there are tiles.
         unsafe {
             asm!("ldtilecfg [{}]", in(reg) config, options(nostack, readonly),
@@ -109,296 +116,363 @@ impl Drop for Tiles {
     }
 }
 
+type Integers16 = [[i32; PANEL_ROWS]; TILE_ROWS];
+
 /// What a panel is multiplied in. Reused from panel to panel.
 #[repr(C, align(64))]
 pub(crate) struct TileScratch {
-    /// Codes times integer scales, low and high bytes. `[row, value]`
-    low: [[u8; CHUNK]; PANEL_ROWS],
-    high: [[i8; CHUNK]; PANEL_ROWS],
-    /// Integer sums, two sets in turn. `[set, tile, row, column]`
-    sums: [[[[i32; TILE_COLUMNS]; PANEL_ROWS]; 4]; 2],
+    /// Codes times integer scales, low and high bytes. `[value / 4, weight row, value % 4]`
+    low: [[u8; LINE_BYTES]; CHUNK / 4],
+    high: [[u8; LINE_BYTES]; CHUNK / 4],
+    /// Integer sums, two sets in turn. `[set, low or high]`
+    sums: [[Integers16; 2]; 2],
 }
 
 impl TileScratch {
     pub fn boxed() -> Box<Self> {
-        let zeros = Self { low: [[0; _]; _], high: [[0; _]; _], sums: [[[[0; _]; _]; _]; _] };
-        Box::new(zeros)
+        Box::new(Self { low: [[0; _]; _], high: [[0; _]; _], sums: [[[[0; _]; _]; _]; _] })
     }
 }
 
-/// One stretch of a panel against groups of vectors.
+/// What will be read after a record: the next one, and its first group. They need not exist.
 #[derive(Clone, Copy)]
-pub(crate) struct TileStretch<'a> {
-    pub scheme: Scheme,
-    pub codes: &'a Codes,
-    /// Where the codes are, if not in `codes`.
-    pub direct: Option<Direct<'a>>,
-    pub columns: Columns<'a>,
-    /// In values of a vector, a multiple of 256.
-    pub start: usize,
-    /// Values of the stretch, whole blocks.
-    pub len: usize,
+pub(crate) struct Next {
+    pub record: *const u8,
+    pub group: *const [[i8; CHUNK]; TILE_ROWS],
 }
 
-/// What `super::stretch` computes, for groups of 16 activations. sums `[2, groups / planes]`: of even blocks, then of
-/// odd ones, which large blocks leave alone. The stretch at 0 overwrites what is there.
+impl Next {
+    /// Asks for a quarter of the next record.
+    #[inline]
+    #[target_feature(enable = "avx512f")]
+    fn fetch_quarter(self, quarter: usize, record: Record<'_>) {
+        let lines = record.bytes.len() / LINE_BYTES;
+        for line in lines * quarter / 4..lines * (quarter + 1) / 4 {
+            _mm_prefetch::<_MM_HINT_T0>(self.record.wrapping_add(line * LINE_BYTES).cast());
+        }
+    }
+}
+
+type LargeKernel = unsafe fn(Record<'_>, (&[LargeRows], Next), &mut TileScratch, &mut [TileSums]);
+
+fn check(record: Record<'_>, tiles: &Tiles, block: usize, [groups, sums]: [usize; 2]) {
+    let Record { scheme, bytes, octets, .. } = record;
+    assert!(tiles.block == block && scheme.block == block && (1..=OCTETS).contains(&octets));
+    assert!(octets == OCTETS || block == OCTET);
+    assert!(bytes.len() == scheme.record_bytes(octets));
+    assert!(sums > 0 && groups.is_multiple_of(sums));
+}
+
+/// What `super::run` computes, of one record for groups of 16 rows; the record at column 0 overwrites the sums. groups
+/// `[sums, planes]`
 ///
 /// # Safety
 /// The machine must have AVX-512 with VNNI.
-#[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512vnni")]
-pub(crate) unsafe fn stretch(
+pub(crate) unsafe fn large_chunk(
     tiles: &Tiles,
-    stretch: TileStretch<'_>,
+    record: Record<'_>,
+    (groups, next): (&[LargeRows], Next),
     scratch: &mut TileScratch,
-    sums: [&mut [TileSums]; 2],
+    sums: &mut [TileSums],
 ) {
-    let TileStretch { scheme, columns, start, len, .. } = stretch;
-    assert!(tiles.block == scheme.block && columns.block == scheme.block && len.is_multiple_of(scheme.block));
-    assert_eq!(sums[0].len(), sums[1].len());
-    columns.check(start, len, sums[0].len());
-    let [even, odd] = sums;
+    check(record, tiles, CHUNK, [groups.len(), sums.len()]);
+    let large: LargeKernel = with_large!(record.scheme.plan, record.scheme.scales, large[]);
     // SAFETY: the caller's; checked above.
-    unsafe {
-        match (scheme.block, scheme.mins, scheme.group) {
-            (SMALL, false, _) => small_blocks::<false>(&stretch, scratch, [even, odd]),
-            (SMALL, true, _) => small_blocks::<true>(&stretch, scratch, [even, odd]),
-            (_, false, _) => large_block::<0>(&stretch, scratch, even),
-            (_, true, 32) => large_block::<4>(&stretch, scratch, even),
-            _ => large_block::<8>(&stretch, scratch, even),
-        }
-    }
+    unsafe { large(record, (groups, next), scratch, sums) };
 }
 
 /// Codes times their scales, in two bytes.
 ///
 /// # Safety
-/// The place must be that of the codes, and `FROM` what it is.
+/// `PLAN` and `SCALES` must be those of source and scheme.
 #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512vnni")]
-unsafe fn scale_codes<const FROM: u8>(codes: &Codes, place: Place, scheme: Scheme, scratch: &mut TileScratch) {
-    let offset = _mm512_set1_epi16(scheme.offset.into());
-    let low_byte = _mm512_set1_epi16(0xff);
-    let groups = &GROUPS[usize::from(scheme.group == 32)];
-    // SAFETY: the caller's; whole rows of 256 bytes or 16 words, by quarters.
+unsafe fn expand<const PLAN: u8, const SCALES: u8>(
+    source: Source,
+    integers: Integers,
+    offset: u8,
+    scratch: &mut TileScratch,
+) {
+    let mut swap = [0i8; 64];
+    (0..64).for_each(|i| swap[i] = (i ^ 1) as i8);
+    const ODD: u64 = 0xaaaa_aaaa_aaaa_aaaa;
+    let groups = pairs(SCALES) / 4; // of an octet
+    // SAFETY: the caller's; whole lines.
     unsafe {
-        let groups: [__m512i; 4] = std::array::from_fn(|i| _mm512_loadu_si512(groups[i].as_ptr().cast()));
-        for row in 0..PANEL_ROWS {
-            place.fetch_ahead::<FROM>(row);
-            let block = place.block(row);
-            let s = _mm512_castsi256_si512(_mm256_load_si256(codes.s[row].as_ptr().cast()));
-            for quarter in 0..4 {
-                // Codes of even number and of odd number as words.
-                let c = super::avx512::quarter::<FROM>(block, quarter);
-                let s = _mm512_permutexvar_epi16(groups[quarter], s);
-                let even = _mm512_mullo_epi16(_mm512_sub_epi16(_mm512_and_si512(c, low_byte), offset), s);
-                let odd = _mm512_mullo_epi16(_mm512_sub_epi16(_mm512_srli_epi16::<8>(c), offset), s);
-                // low: even & 255 | odd << 8; high: even >> 8 | odd & 0xff00.
-                const PICK: i32 = 0xca; // a ? b : c
-                let low = _mm512_ternarylogic_epi32::<PICK>(low_byte, even, _mm512_slli_epi16::<8>(odd));
-                let high = _mm512_ternarylogic_epi32::<PICK>(low_byte, _mm512_srli_epi16::<8>(even), odd);
-                _mm512_store_si512(scratch.low[row].as_mut_ptr().add(quarter * 64).cast(), low);
-                _mm512_store_si512(scratch.high[row].as_mut_ptr().add(quarter * 64).cast(), high);
-            }
-        }
-    }
-}
-
-/// # Safety
-/// As for [`stretch`], and what it checks.
-#[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512vnni")]
-unsafe fn large_block<const PAIRS: usize>(stretch: &TileStretch<'_>, scratch: &mut TileScratch, sums: &mut [TileSums]) {
-    let TileStretch { scheme, codes, direct, columns, start, .. } = *stretch;
-    let (place, from) = Place::of(codes, direct);
-    // SAFETY: it is.
-    unsafe {
-        match from {
-            CODES => scale_codes::<CODES>(codes, place, scheme, scratch),
-            Q4_K => scale_codes::<Q4_K>(codes, place, scheme, scratch),
-            _ => scale_codes::<Q6_K>(codes, place, scheme, scratch),
-        }
-    }
-    let groups = columns.groups;
-    let TileScratch { low, high, sums: integers } = scratch;
-    // SAFETY: `check`: each group has its tiles, scales and sums at `start`.
-    unsafe {
-        let tile = |group: usize| columns.tiles.as_ptr().add(columns.at(start, group) * (CHUNK / 4));
-        for first in (0..groups).step_by(2) {
-            match groups - first {
-                1 => multiply_one(low, high, tile(first), &mut integers[0]),
-                _ => multiply_pair(low, high, [tile(first), tile(first + 1)], &mut integers[0]),
-            }
-            for group in first..groups.min(first + 2) {
-                let integers = &integers[0][(group - first) * 2..];
-                let at = columns.at(start, group);
-                let x_d = _mm512_load_ps(columns.d[at].0.as_ptr());
-                let x_sums: [__m512i; PAIRS] = std::array::from_fn(|i| {
-                    let pairs = match PAIRS {
-                        4 => &columns.sums32[at * (CHUNK / 64) + i],
-                        _ => &columns.sums16[at * (CHUNK / 32) + i],
-                    };
-                    _mm512_load_si512(pairs.0.as_ptr().cast())
-                });
-                let sums = &mut sums[group / columns.planes];
-                let fresh = start == 0 && group % columns.planes == 0;
-                for row in 0..PANEL_ROWS {
-                    let [low, high] = std::array::from_fn(|i| _mm512_load_si512(integers[i][row].as_ptr().cast()));
-                    let dot = _mm512_add_epi32(_mm512_slli_epi32::<8>(high), low);
-                    let to = sums.0[row].as_mut_ptr();
-                    let scale = _mm512_mul_ps(_mm512_set1_ps(codes.d[0][row]), x_d);
-                    let before = if fresh { _mm512_setzero_ps() } else { _mm512_load_ps(to) };
-                    let mut acc = _mm512_fmadd_ps(scale, _mm512_cvtepi32_ps(dot), before);
-                    if PAIRS > 0 {
-                        let mut of_min = _mm512_setzero_si512();
-                        for i in 0..PAIRS {
-                            let m = _mm512_set1_epi32(codes.m[i][row].as_ptr().cast::<i32>().read_unaligned());
-                            of_min = _mm512_dpwssd_epi32(of_min, m, x_sums[i]);
+        let swap = _mm512_loadu_si512(swap.as_ptr().cast());
+        for t in 0..2 {
+            macro_rules! octet {
+                ($q:literal) => {
+                    for g in 0..groups {
+                        let group = $q * groups + g;
+                        let s = Integers::scale::<SCALES>(integers.line(t * groups + group / 4), group % 4);
+                        let byte = _mm512_and_si512(s, _mm512_set1_epi32(0xff));
+                        let even_s = _mm512_or_si512(byte, _mm512_slli_epi32::<16>(byte));
+                        let odd_s = _mm512_slli_epi32::<8>(even_s);
+                        let minus = _mm512_mullo_epi16(_mm512_srai_epi16::<8>(odd_s), _mm512_set1_epi16(offset.into()));
+                        for i in g * 8 / groups..(g + 1) * 8 / groups {
+                            // Of codes of even number and of odd number, as words.
+                            let c = code::<PLAN>(source, [t, $q], i);
+                            let (mut even, mut odd) = (_mm512_maddubs_epi16(c, even_s), _mm512_maddubs_epi16(c, odd_s));
+                            if SCALES >= BYTES16 {
+                                (even, odd) = (_mm512_sub_epi16(even, minus), _mm512_sub_epi16(odd, minus));
+                            }
+                            let low = _mm512_mask_shuffle_epi8(even, ODD, odd, swap);
+                            let high = _mm512_mask_shuffle_epi8(odd, !ODD, even, swap);
+                            let line = (t * 4 + $q) * 8 + i;
+                            _mm512_store_si512(scratch.low[line].as_mut_ptr().cast(), low);
+                            _mm512_store_si512(scratch.high[line].as_mut_ptr().cast(), high);
                         }
-                        let scale = _mm512_mul_ps(_mm512_set1_ps(codes.min[0][row]), x_d);
-                        acc = _mm512_fmadd_ps(scale, _mm512_cvtepi32_ps(of_min), acc);
                     }
-                    _mm512_store_ps(to, acc);
-                }
+                };
             }
+            octet!(0);
+            octet!(1);
+            octet!(2);
+            octet!(3);
         }
     }
 }
 
-/// 64 values of 16 rows of low and high bytes, from byte `at` of each, by the first group from line byte `lines` on.
-macro_rules! quarter {
-    ($at:literal, $lines:literal) => {
-        concat!(
-            "tileloadd tmm4, [{low} + {row}*1 + ",
-            $at,
-            "]\n",
-            "tileloadd tmm6, [{x0} + {line}*1 + ",
-            $lines,
-            "]\n",
-            "tdpbusd tmm0, tmm4, tmm6\n",
-            "tileloadd tmm5, [{high} + {row}*1 + ",
-            $at,
-            "]\n",
-            "tdpbssd tmm1, tmm5, tmm6\n",
+/// 64 columns of a group by the low and high bytes of weights; the last quarter stores the sums.
+macro_rules! multiply_quarter {
+    (0, $group:expr, $low:expr, $high:expr, $sums:expr) => {
+        multiply_quarter!(@ "tilezero tmm0\ntilezero tmm1", "0", "0", "", $group, $low, $high, $sums)
+    };
+    (1, $group:expr, $low:expr, $high:expr, $sums:expr) => {
+        multiply_quarter!(@ "", "64", "1024", "", $group, $low, $high, $sums)
+    };
+    (2, $group:expr, $low:expr, $high:expr, $sums:expr) => {
+        multiply_quarter!(@ "", "128", "2048", "", $group, $low, $high, $sums)
+    };
+    (3, $group:expr, $low:expr, $high:expr, $sums:expr) => {
+        multiply_quarter!(@ "", "192", "3072",
+            "tilestored [{sums} + {line}*1], tmm0\ntilestored [{sums} + {line}*1 + 1024], tmm1",
+            $group, $low, $high, $sums)
+    };
+    (@ $before:literal, $column:literal, $lines:literal, $after:literal,
+        $group:expr, $low:expr, $high:expr, $sums:expr) => {
+        asm!(
+            $before,
+            concat!("tileloadd tmm2, [{x} + {row}*1 + ", $column, "]"),
+            concat!("tileloadd tmm3, [{low} + {line}*1 + ", $lines, "]"),
+            "tdpbsud tmm0, tmm2, tmm3",
+            "tilezero tmm3",
+            concat!("tileloadd tmm4, [{high} + {line}*1 + ", $lines, "]"),
+            "tdpbssd tmm1, tmm2, tmm4",
+            "tilezero tmm2", "tilezero tmm4",
+            $after,
+            "/* {x} {low} {high} {sums} {line} {row} */",
+            x = in(reg) $group, low = in(reg) $low, high = in(reg) $high, sums = in(reg) $sums.as_mut_ptr(),
+            row = in(reg) CHUNK, line = in(reg) LINE_BYTES,
+            out("tmm0") _, out("tmm1") _, out("tmm2") _, out("tmm3") _,
+            out("tmm4") _, out("tmm5") _, out("tmm6") _, out("tmm7") _, options(nostack)
         )
     };
 }
 
-/// [`multiply_pair`] for one group: sums `[low, high, ..]`.
-///
-/// # Safety
-/// As there.
-unsafe fn multiply_one(
-    low: &[[u8; CHUNK]; PANEL_ROWS],
-    high: &[[i8; CHUNK]; PANEL_ROWS],
-    group: *const Line,
-    sums: &mut [[[i32; TILE_COLUMNS]; PANEL_ROWS]; 4],
-) {
-    // SAFETY: loads and stores lie in the arguments, by the caller's word for the activations.
-    unsafe {
-        asm!(
-            "tilezero tmm0", "tilezero tmm1",
-            quarter!("0", "0"), quarter!("64", "1024"), quarter!("128", "2048"), quarter!("192", "3072"),
-            "tilestored [{sums} + {line}*1], tmm0", "tilestored [{sums} + {line}*1 + 1024], tmm1",
-            low = in(reg) low.as_ptr(), high = in(reg) high.as_ptr(), row = in(reg) CHUNK, line = in(reg) 64usize,
-            x0 = in(reg) group, sums = in(reg) sums.as_mut_ptr(),
-            out("tmm0") _, out("tmm1") _, out("tmm2") _, out("tmm3") _,
-            out("tmm4") _, out("tmm5") _, out("tmm6") _, out("tmm7") _, options(nostack)
-        );
-    }
-}
-
-/// 16 rows of low and high bytes by two groups, 256 values each: sums `[low 0, high 0, low 1, high 1]`.
-///
-/// # Safety
-/// Tiles must be configured as [`LARGE`]; at each pointer 64 lines of activations.
-unsafe fn multiply_pair(
-    low: &[[u8; CHUNK]; PANEL_ROWS],
-    high: &[[i8; CHUNK]; PANEL_ROWS],
-    groups: [*const Line; 2],
-    sums: &mut [[[i32; TILE_COLUMNS]; PANEL_ROWS]; 4],
-) {
-    macro_rules! quarter_of_two {
-        ($at:literal, $lines:literal) => {
-            concat!(
-                quarter!($at, $lines),
-                "tileloadd tmm7, [{x1} + {line}*1 + ",
-                $lines,
-                "]\n",
-                "tdpbusd tmm2, tmm4, tmm7\n",
-                "tdpbssd tmm3, tmm5, tmm7\n",
-            )
-        };
-    }
-    // SAFETY: loads and stores lie in the arguments, by the caller's word for the activations.
-    unsafe {
-        asm!(
-            "tilezero tmm0", "tilezero tmm1", "tilezero tmm2", "tilezero tmm3",
-            quarter_of_two!("0", "0"), quarter_of_two!("64", "1024"),
-            quarter_of_two!("128", "2048"), quarter_of_two!("192", "3072"),
-            "tilestored [{sums} + {line}*1], tmm0", "tilestored [{sums} + {line}*1 + 1024], tmm1",
-            "tilestored [{sums} + {line}*1 + 2048], tmm2", "tilestored [{sums} + {line}*1 + 3072], tmm3",
-            low = in(reg) low.as_ptr(), high = in(reg) high.as_ptr(), row = in(reg) CHUNK, line = in(reg) 64usize,
-            x0 = in(reg) groups[0], x1 = in(reg) groups[1], sums = in(reg) sums.as_mut_ptr(),
-            out("tmm0") _, out("tmm1") _, out("tmm2") _, out("tmm3") _,
-            out("tmm4") _, out("tmm5") _, out("tmm6") _, out("tmm7") _, options(nostack)
-        );
+/// Asks for an eighth of a group's activations: tile loads wait for the second-level cache, and nothing goes on then.
+#[inline]
+#[target_feature(enable = "avx512f")]
+fn fetch_eighth(eighth: usize, v: *const [[i8; CHUNK]; TILE_ROWS]) {
+    let lines = v.cast::<i8>();
+    for line in eighth * 8..eighth * 8 + 8 {
+        _mm_prefetch::<_MM_HINT_T0>(lines.wrapping_add(line * LINE_BYTES));
     }
 }
 
 /// # Safety
-/// As for [`stretch`], and what it checks.
-#[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512vnni")]
-unsafe fn small_blocks<const MINS: bool>(
-    stretch: &TileStretch<'_>,
+/// As for [`large_chunk`], and what it checks; `PLAN` and `SCALES` must be those of the scheme.
+#[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512vnni,f16c")]
+unsafe fn large<const PLAN: u8, const SCALES: u8>(
+    record: Record<'_>,
+    (groups, next): (&[LargeRows], Next),
     scratch: &mut TileScratch,
-    sums: [&mut [TileSums]; 2],
+    sums: &mut [TileSums],
 ) {
-    let TileStretch { scheme, codes, columns, start, len, .. } = *stretch;
-    let groups = columns.groups;
-    let minus = _mm512_set1_epi16(-i16::from(scheme.offset));
-    let ones = _mm512_set1_epi16(1);
-    // SAFETY: `check`: each group has its tiles, scales and sums at `start`.
+    let (source, integers) = (Source::of(record), Integers::of(record));
+    let planes = groups.len() / sums.len();
+    // SAFETY: the caller's.
     unsafe {
-        // Steps of a block and up to four groups: the products of one run while the sums of the one before are taken.
-        let fours = groups.div_ceil(4);
-        let steps = (len / SMALL) * fours;
-        let multiply = |step: usize, integers: &mut [[[i32; TILE_COLUMNS]; PANEL_ROWS]; 4]| {
-            let (block, first) = (step / fours, step % fours * 4);
-            let tile = |i: usize| {
-                let group = (first + i).min(groups - 1);
-                columns.tiles.as_ptr().add(columns.at(start, group) * (CHUNK / 4) + block * (SMALL / 4))
-            };
-            multiply_four(codes.c.as_ptr().cast::<u8>().add(block * SMALL), std::array::from_fn(tile), integers);
-        };
-        multiply(0, &mut scratch.sums[0]);
-        for step in 0..steps {
-            let [a, b] = &mut scratch.sums;
-            let (now, next) = if step % 2 == 0 { (a, b) } else { (b, a) };
-            if step + 1 < steps {
-                multiply(step + 1, next);
-            }
-            let (block, first) = (step / fours, step % fours * 4);
-            for group in first..groups.min(first + 4) {
-                let integers = &now[group - first];
-                let at = columns.at(start, group) * (CHUNK / SMALL) + block;
-                let x_d = _mm512_load_ps(columns.d[at].0.as_ptr());
-                let pairs = _mm512_load_si512(columns.sums16[at].0.as_ptr().cast());
-                let of_offset = _mm512_dpwssd_epi32(_mm512_setzero_si512(), pairs, minus);
-                let x_sum = _mm512_cvtepi32_ps(_mm512_dpwssd_epi32(_mm512_setzero_si512(), pairs, ones));
-                let sums = &mut sums[block % 2][group / columns.planes];
-                let fresh = start == 0 && block < 2 && group % columns.planes == 0;
-                for row in 0..PANEL_ROWS {
-                    let dot = _mm512_add_epi32(_mm512_load_si512(integers[row].as_ptr().cast()), of_offset);
-                    let to = sums.0[row].as_mut_ptr();
-                    let scale = _mm512_mul_ps(_mm512_set1_ps(codes.d[block][row]), x_d);
-                    let before = if fresh { _mm512_setzero_ps() } else { _mm512_load_ps(to) };
-                    let mut acc = _mm512_fmadd_ps(scale, _mm512_cvtepi32_ps(dot), before);
-                    if MINS {
-                        let scale = _mm512_mul_ps(_mm512_set1_ps(codes.min[block][row]), x_d);
-                        acc = _mm512_fmadd_ps(scale, x_sum, acc);
+        expand::<PLAN, SCALES>(source, integers, record.scheme.offset, scratch);
+        let mins = if SCALES >= BYTES16 { 0 } else { pairs(SCALES) };
+        let mut m = [_mm512_setzero_si512(); 8];
+        (0..mins).for_each(|pair| m[pair] = integers.pair::<SCALES>(pair));
+        let [w_d, w_min] = integers.floats::<SCALES>();
+        let TileScratch { low, high, sums: integer_sums } = scratch;
+        let (low, high) = (low.as_ptr().cast::<u8>(), high.as_ptr().cast::<u8>());
+        // The products of one group while the floats of the one before are computed.
+        for step in 0..=groups.len() {
+            let [a, b] = &mut *integer_sums;
+            let (now, before) = if step % 2 == 0 { (a, b) } else { (b, a) };
+            let group = groups.get(step).map(|group| group.v.as_ptr().cast::<u8>());
+            let of = step.wrapping_sub(1);
+            macro_rules! quarter {
+                ($q:tt) => {
+                    let after = groups.get(step + 1).map_or(next.group, |group| &raw const group.v);
+                    if step < groups.len() {
+                        fetch_eighth($q * 2, after);
+                        fetch_eighth($q * 2 + 1, after);
                     }
-                    _mm512_store_ps(to, acc);
+                    if step == 0 {
+                        next.fetch_quarter($q, record);
+                    }
+                    if let Some(group) = group {
+                        multiply_quarter!($q, group, low, high, now);
+                    }
+                    if let Some(group) = groups.get(of) {
+                        let fresh = record.start == 0 && of % planes == 0;
+                        let sums = &mut sums[of / planes];
+                        for row in $q * 4..$q * 4 + 4 {
+                            let load = |i: usize| _mm512_load_si512(before[i][row].as_ptr().cast());
+                            let dot = _mm512_add_epi32(_mm512_slli_epi32::<8>(load(1)), load(0));
+                            let mut t = _mm512_mul_ps(w_d, _mm512_cvtepi32_ps(dot));
+                            if mins > 0 {
+                                let x_sums = match mins {
+                                    4 => group.sums32[row].as_ptr().cast::<i32>(),
+                                    _ => group.sums16[row].as_ptr().cast::<i32>(),
+                                };
+                                let mut of_min = _mm512_setzero_si512();
+                                for pair in 0..mins {
+                                    let x_sums = _mm512_set1_epi32(x_sums.add(pair).read());
+                                    of_min = _mm512_dpwssd_epi32(of_min, m[pair], x_sums);
+                                }
+                                t = _mm512_fmadd_ps(w_min, _mm512_cvtepi32_ps(of_min), t);
+                            }
+                            let to = sums.0[row].as_mut_ptr();
+                            let acc = if fresh { _mm512_setzero_ps() } else { _mm512_load_ps(to) };
+                            _mm512_store_ps(to, _mm512_fmadd_ps(_mm512_set1_ps(group.d[row]), t, acc));
+                        }
+                    }
+                };
+            }
+            quarter!(0);
+            quarter!(1);
+            quarter!(2);
+            quarter!(3);
+        }
+    }
+}
+
+/// What `super::run` computes, of one record for groups of 16 rows; the record at column 0 overwrites the sums. groups
+/// `[sums, planes]`
+///
+/// # Safety
+/// The machine must have AVX-512 with VNNI.
+pub(crate) unsafe fn small_chunk(
+    simd: Simd,
+    tiles: &Tiles,
+    record: Record<'_>,
+    (groups, next): (&[SmallRows], Next),
+    (codes, scratch): (&mut Codes, &mut TileScratch),
+    sums: &mut [TileSums],
+) {
+    check(record, tiles, OCTET, [groups.len(), sums.len()]);
+    let lines = match record.scheme.plan {
+        Plan::Bytes => record.bytes.as_ptr(),
+        _ => {
+            unpack::codes(simd, record, &mut codes.c);
+            codes.c.as_ptr().cast()
+        }
+    };
+    // SAFETY: the caller's; checked above.
+    unsafe {
+        match record.scheme.mins {
+            false => small::<false>(record, lines, (groups, next), scratch, sums),
+            true => small::<true>(record, lines, (groups, next), scratch, sums),
+        }
+    }
+}
+
+/// # Safety
+/// As for [`small_chunk`], and what it checks; the codes of the record must be at `lines`.
+#[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512vnni,f16c")]
+unsafe fn small<const MINS: bool>(
+    record: Record<'_>,
+    lines: *const u8,
+    (groups, next): (&[SmallRows], Next),
+    scratch: &mut TileScratch,
+    sums: &mut [TileSums],
+) {
+    let Record { scheme, bytes, octets, start } = record;
+    let (scales, mins) = (scheme.scales_at(octets), scheme.mins_at(octets));
+    let planes = groups.len() / sums.len();
+    let offset = -i32::from(scheme.offset);
+    let mut spread = Spread([0; _], [0.0; _]);
+    let integer_sums: &mut [Integers16; 4] = scratch.sums.as_flattened_mut().try_into().expect("four");
+    const LAG: usize = 2;
+    // SAFETY: the caller's.
+    unsafe {
+        for (i, (planes_of, sums)) in groups.chunks_exact(planes).zip(sums).enumerate() {
+            let mut acc: [__m512; TILE_ROWS] = match start {
+                0 => [_mm512_setzero_ps(); TILE_ROWS],
+                _ => std::array::from_fn(|row| _mm512_load_ps(sums.0[row].as_ptr())),
+            };
+            // The products of one step while the floats of the one before are computed.
+            for step in 0..octets * planes + LAG {
+                if step < octets * planes {
+                    let (o, plane) = (step / planes, step % planes);
+                    let after = groups.get((i + 1) * planes + plane).map_or(next.group, |group| &raw const group.v);
+                    fetch_eighth(o, after);
+                    if i == 0 && plane == 0 && o < 4 {
+                        next.fetch_quarter(o, record);
+                    }
+                    multiply_octet(
+                        planes_of[plane].v.as_ptr().cast::<u8>().add(o * OCTET),
+                        lines.add(o * 512),
+                        &mut integer_sums[step % 4],
+                    );
+                }
+                let Some(step) = step.checked_sub(LAG) else { continue };
+                let before = &integer_sums[step % 4];
+                let (o, plane) = (step / planes, step % planes);
+                let group = &planes_of[plane];
+                let w_d = halves(bytes.as_ptr().add(scales + o * PANEL_ROWS * 2));
+                let w_min = if MINS { halves(bytes.as_ptr().add(mins + o * PANEL_ROWS * 2)) } else { w_d };
+                let x_sums = _mm512_load_si512(group.sums[o].as_ptr().cast());
+                let minus = _mm512_mullo_epi32(x_sums, _mm512_set1_epi32(offset));
+                _mm512_store_si512(spread.0.as_mut_ptr().cast(), minus);
+                _mm512_store_ps(spread.1.as_mut_ptr(), _mm512_cvtepi32_ps(x_sums));
+                // Read as they are wanted: lanes of a vector are slower to spread than memory.
+                let spread = std::hint::black_box(&spread);
+                for row in 0..TILE_ROWS {
+                    let dot = _mm512_load_si512(before[row].as_ptr().cast());
+                    let dot = _mm512_add_epi32(dot, _mm512_set1_epi32(spread.0[row]));
+                    let mut t = _mm512_mul_ps(w_d, _mm512_cvtepi32_ps(dot));
+                    if MINS {
+                        t = _mm512_fmadd_ps(w_min, _mm512_set1_ps(spread.1[row]), t);
+                    }
+                    acc[row] = _mm512_fmadd_ps(_mm512_set1_ps(group.d[o][row]), t, acc[row]);
                 }
             }
+            (0..TILE_ROWS).for_each(|row| _mm512_store_ps(sums.0[row].as_mut_ptr(), acc[row]));
         }
+    }
+}
+
+/// A number for each row.
+#[repr(C, align(64))]
+struct Spread([i32; TILE_ROWS], [f32; TILE_ROWS]);
+
+/// 16 rows of 32 activations, 256 bytes apart, by eight lines of weights.
+///
+/// # Safety
+/// They must be there, and the tiles configured as [`SMALL`].
+#[inline(always)]
+unsafe fn multiply_octet(x: *const u8, lines: *const u8, sums: &mut Integers16) {
+    // SAFETY: loads and stores lie in the arguments.
+    unsafe {
+        asm!(
+            "tilezero tmm0",
+            "tileloadd tmm2, [{x} + {row}*1]",
+            "tileloadd tmm3, [{lines} + {line}*1]",
+            "tdpbsud tmm0, tmm2, tmm3",
+            "tilezero tmm2", "tilezero tmm3",
+            "tilestored [{sums} + {line}*1], tmm0",
+            x = in(reg) x, lines = in(reg) lines, sums = in(reg) sums.as_mut_ptr(),
+            row = in(reg) CHUNK, line = in(reg) LINE_BYTES,
+            out("tmm0") _, out("tmm1") _, out("tmm2") _, out("tmm3") _,
+            out("tmm4") _, out("tmm5") _, out("tmm6") _, out("tmm7") _, options(nostack)
+        );
     }
 }
 
@@ -420,48 +494,4 @@ pub(crate) unsafe fn multiply_registers(_: &Tiles, count: u64) {
             out("tmm4") _, out("tmm5") _, out("tmm6") _, out("tmm7") _, options(nostack, nomem)
         );
     }
-}
-
-/// 16 rows of 32 codes, 256 bytes apart, by four groups.
-///
-/// # Safety
-/// Tiles must be configured as [`SMALL_TILES`]; the codes must be there, and at each other pointer 8 lines.
-unsafe fn multiply_four(codes: *const u8, groups: [*const Line; 4], sums: &mut [[[i32; TILE_COLUMNS]; PANEL_ROWS]; 4]) {
-    // SAFETY: loads and stores lie in the arguments, by the caller's word.
-    unsafe {
-        asm!(
-            "tileloadd tmm4, [{codes} + {row}*1]", "tilezero tmm0", "tilezero tmm1", "tilezero tmm2", "tilezero tmm3",
-            "tileloadd tmm6, [{x0} + {line}*1]", "tdpbusd tmm0, tmm4, tmm6",
-            "tileloadd tmm7, [{x1} + {line}*1]", "tdpbusd tmm1, tmm4, tmm7",
-            "tileloadd tmm6, [{x2} + {line}*1]", "tdpbusd tmm2, tmm4, tmm6",
-            "tileloadd tmm7, [{x3} + {line}*1]", "tdpbusd tmm3, tmm4, tmm7",
-            "tilestored [{sums} + {line}*1], tmm0", "tilestored [{sums} + {line}*1 + 1024], tmm1",
-            "tilestored [{sums} + {line}*1 + 2048], tmm2", "tilestored [{sums} + {line}*1 + 3072], tmm3",
-            codes = in(reg) codes, row = in(reg) CHUNK, line = in(reg) 64usize, sums = in(reg) sums.as_mut_ptr(),
-            x0 = in(reg) groups[0], x1 = in(reg) groups[1], x2 = in(reg) groups[2], x3 = in(reg) groups[3],
-            out("tmm0") _, out("tmm1") _, out("tmm2") _, out("tmm3") _,
-            out("tmm4") _, out("tmm5") _, out("tmm6") _, out("tmm7") _, options(nostack)
-        );
-    }
-}
-
-/// Turns sums, after adding those of odd blocks to those of even ones where there are any. out
-/// `[activation, weight row]`
-///
-/// # Safety
-/// The machine must have AVX-512.
-#[target_feature(enable = "avx512f")]
-pub(crate) unsafe fn finish(even: &TileSums, odd: Option<&TileSums>, out: &mut TileSums) {
-    let Some(odd) = odd else {
-        // SAFETY: both are 16 lines of 16 words.
-        return unsafe { transpose(even.0.as_ptr().cast(), 16, out.0.as_mut_ptr().cast()) };
-    };
-    let mut sums = TileSums::ZERO;
-    for row in 0..PANEL_ROWS {
-        for column in 0..TILE_COLUMNS {
-            sums.0[row][column] = even.0[row][column] + odd.0[row][column];
-        }
-    }
-    // SAFETY: both are 16 lines of 16 words.
-    unsafe { transpose(sums.0.as_ptr().cast(), 16, out.0.as_mut_ptr().cast()) };
 }

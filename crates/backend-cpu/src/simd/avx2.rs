@@ -1,85 +1,105 @@
-//! AVX2 with FMA.
+//! AVX2 with FMA. A lane is a weight row; activations are broadcast.
 
 use std::arch::x86_64::*;
 
-use super::{CHUNK, Dots, FLOAT_ROWS, LANES, LaneSums, PANEL_ROWS, QuantRows, SMALL, Stretch, Sums, place_of};
+use super::{CHUNK, Codes, Dots, FLOAT_ROWS, LANES, LaneSums, OCTET, QuantRows, Run, Sums, pair_place};
+use crate::panels::Record;
 
 /// # Safety
-/// `Stretch::check` must have passed.
+/// `Run::check` must have passed; `codes` must hold the record.
 #[target_feature(enable = "avx2,fma")]
-pub(super) unsafe fn stretch(stretch: Stretch<'_>, sums: &mut [Sums]) {
+pub(super) unsafe fn record(run: Run<'_>, record: Record<'_>, codes: &Codes, sums: &mut [Sums]) {
     // vpmaddubsw adds two products in 16 bits: bytes above 128 would overflow, so they are taken as signed.
-    let wide = stretch.scheme.offset == 128;
-    // SAFETY: the caller's.
-    unsafe {
-        match (stretch.scheme.block, wide) {
-            (SMALL, false) => small_blocks::<false>(&stretch, sums),
-            (SMALL, true) => small_blocks::<true>(&stretch, sums),
-            (_, false) => large_block::<false>(&stretch, sums),
-            (_, true) => large_block::<true>(&stretch, sums),
+    let wide = record.scheme.offset == 128;
+    for (&row, acc) in run.rows.iter().zip(sums) {
+        // SAFETY: the caller's.
+        unsafe {
+            match (record.scheme.block, wide) {
+                (CHUNK, false) => large::<false>(run.x, record, codes, row, acc),
+                (CHUNK, true) => large::<true>(run.x, record, codes, row, acc),
+                (_, false) => small::<false>(run.x, record, codes, row, acc),
+                (_, true) => small::<true>(run.x, record, codes, row, acc),
+            }
         }
     }
 }
 
-/// Sums of two products in 16 bits of 32 codes and activations; `WIDE`: of the codes less 128.
+/// Dots of `lines` lines of codes from `first` on (`WIDE`: of the codes less 128), for 8 rows from `lane` on.
 ///
 /// # Safety
-/// 32 bytes must be at both.
+/// As many activations as the lines have columns must be at `x`; the lines must be there and even in number.
+#[inline]
 #[target_feature(enable = "avx2")]
-unsafe fn pairs_of_products<const WIDE: bool>(c: *const u8, x: *const i8) -> __m256i {
-    // SAFETY: the caller's.
-    let (c, x) = unsafe { (_mm256_loadu_si256(c.cast()), _mm256_loadu_si256(x.cast())) };
-    if WIDE {
-        let signed = _mm256_xor_si256(c, _mm256_set1_epi8(-128));
-        return _mm256_maddubs_epi16(_mm256_abs_epi8(signed), _mm256_sign_epi8(x, signed));
+unsafe fn line_dots<const WIDE: bool>(codes: &Codes, [first, lines]: [usize; 2], lane: usize, x: *const i8) -> __m256i {
+    let ones = _mm256_set1_epi16(1);
+    let mut dots = _mm256_setzero_si256();
+    for i in (0..lines).step_by(2) {
+        let products = |i: usize| {
+            // SAFETY: the caller's.
+            let (c, x) = unsafe {
+                let c = _mm256_load_si256(codes.c[first + i].as_ptr().add(lane * 4).cast());
+                (c, _mm256_set1_epi32(x.add(i * 4).cast::<i32>().read_unaligned()))
+            };
+            if WIDE {
+                let signed = _mm256_xor_si256(c, _mm256_set1_epi8(-128));
+                return _mm256_maddubs_epi16(_mm256_abs_epi8(signed), _mm256_sign_epi8(x, signed));
+            }
+            _mm256_maddubs_epi16(c, x)
+        };
+        if WIDE {
+            // 128 * 127 twice is all that 16 bits hold.
+            let two = _mm256_add_epi32(_mm256_madd_epi16(products(i), ones), _mm256_madd_epi16(products(i + 1), ones));
+            dots = _mm256_add_epi32(dots, two);
+        } else {
+            // 63 * 127 four times.
+            let two = _mm256_add_epi16(products(i), products(i + 1));
+            dots = _mm256_add_epi32(dots, _mm256_madd_epi16(two, ones));
+        }
     }
-    _mm256_maddubs_epi16(c, x)
+    dots
 }
 
 /// One block of 256 values with integer scales.
 ///
 /// # Safety
-/// `Stretch::check` must have passed.
+/// As for [`record`].
 #[target_feature(enable = "avx2,fma")]
-unsafe fn large_block<const WIDE: bool>(stretch: &Stretch<'_>, acc: &mut [Sums]) {
-    let Stretch { scheme, codes, x: QuantRows { planes, stride, v, d, sums16, sums32, .. }, start, rows, .. } =
-        *stretch;
-    let minus = _mm256_set1_epi16(if WIDE { 0 } else { -i16::from(scheme.offset) });
-    for (&row, acc) in rows.iter().zip(acc) {
-        for plane in 0..planes {
-            let at = (row as usize * planes + plane) * stride + start;
-            let (mut dots, mut of_min) = ([0; PANEL_ROWS], [0; PANEL_ROWS]);
-            // SAFETY: `check`: the block lies in each row of v, d and sums; the codes are whole.
-            let x_d = unsafe {
-                let x_sums = match scheme.group {
-                    16 => _mm256_loadu_si256(sums16.as_ptr().add(at / 16).cast()),
-                    _ => _mm256_zextsi128_si256(_mm_loadu_si128(sums32.as_ptr().add(at / 32).cast())),
-                };
-                for lane in 0..PANEL_ROWS {
-                    let s = codes.s[lane].as_ptr();
-                    let of_offset = _mm256_mullo_epi16(_mm256_loadu_si256(s.cast()), minus);
-                    let mut dot = _mm256_madd_epi16(of_offset, x_sums);
-                    for i in 0..8 {
-                        let (c, x) = (codes.c[lane].as_ptr().add(i * 32), v.as_ptr().add(at + place_of(i * 2)));
-                        let scale = |at: usize| _mm_set1_epi16(*s.add(at / scheme.group));
-                        let scales = _mm256_set_m128i(scale(i * 32 + 16), scale(i * 32));
-                        dot = _mm256_add_epi32(dot, _mm256_madd_epi16(pairs_of_products::<WIDE>(c, x), scales));
+unsafe fn large<const WIDE: bool>(x: QuantRows<'_>, record: Record<'_>, codes: &Codes, row: u32, acc: &mut Sums) {
+    let QuantRows { planes, stride, v, d, sums16, sums32, .. } = x;
+    let Record { scheme, start, .. } = record;
+    let offset = if WIDE { 0 } else { i32::from(scheme.offset) };
+    for plane in 0..planes {
+        let at = (row as usize * planes + plane) * stride + start;
+        let sums = if scheme.group == 16 { &sums16[at / 16..] } else { &sums32[at / 32..] };
+        let x_d = _mm256_set1_ps(d[at / CHUNK]);
+        for lane in [0, 8] {
+            let (mut i, mut j) = (_mm256_setzero_si256(), _mm256_setzero_si256());
+            // SAFETY: `check`: the block lies in each row of v; the codes are whole.
+            unsafe {
+                let load = |from: *const i32| _mm256_loadu_si256(from.cast());
+                for group in 0..CHUNK / scheme.group {
+                    let lines = scheme.group / 4;
+                    let x = v.as_ptr().add(at + group * scheme.group);
+                    let mut dot = line_dots::<WIDE>(codes, [group * lines, lines], lane, x);
+                    if offset != 0 {
+                        let minus = _mm256_set1_epi32(offset * i32::from(sums[pair_place(group)]));
+                        dot = _mm256_sub_epi32(dot, minus);
                     }
-                    dots[lane] = add_lanes(dot);
-                    if scheme.mins {
-                        let m = codes.m.map(|pairs| pairs[lane]);
-                        let m = _mm256_loadu_si256(m.as_ptr().cast());
-                        of_min[lane] = add_lanes(_mm256_madd_epi16(m, x_sums));
-                    }
+                    let s = load(codes.s[group].as_ptr().add(lane));
+                    i = _mm256_add_epi32(i, _mm256_mullo_epi32(dot, s));
                 }
-                *d.as_ptr().add(at / CHUNK)
-            };
-            for lane in 0..PANEL_ROWS {
-                let sum = &mut acc[0][lane];
-                *sum = (codes.d[0][lane] * x_d).mul_add(dots[lane] as f32, *sum);
+                let mut t = _mm256_mul_ps(_mm256_loadu_ps(codes.d[0].as_ptr().add(lane)), _mm256_cvtepi32_ps(i));
                 if scheme.mins {
-                    *sum = (codes.min[0][lane] * x_d).mul_add(of_min[lane] as f32, *sum);
+                    for (pair, sums) in sums[..CHUNK / scheme.group].as_chunks::<2>().0.iter().enumerate() {
+                        let m = load(codes.m[pair].as_ptr().add(lane).cast());
+                        let x_sums = _mm256_set1_epi32(sums.as_ptr().cast::<i32>().read_unaligned());
+                        j = _mm256_add_epi32(j, _mm256_madd_epi16(m, x_sums));
+                    }
+                    let min = _mm256_loadu_ps(codes.min[0].as_ptr().add(lane));
+                    t = _mm256_fmadd_ps(min, _mm256_cvtepi32_ps(j), t);
                 }
+                let to = acc.as_mut_ptr().add(lane);
+                _mm256_storeu_ps(to, _mm256_fmadd_ps(x_d, t, _mm256_loadu_ps(to)));
             }
         }
     }
@@ -88,44 +108,34 @@ unsafe fn large_block<const WIDE: bool>(stretch: &Stretch<'_>, acc: &mut [Sums])
 /// Blocks of 32 values.
 ///
 /// # Safety
-/// `Stretch::check` must have passed.
+/// As for [`record`].
 #[target_feature(enable = "avx2,fma")]
-unsafe fn small_blocks<const WIDE: bool>(stretch: &Stretch<'_>, acc: &mut [Sums]) {
-    let Stretch { scheme, codes, x: QuantRows { planes, stride, v, d, sums32, .. }, start, len, rows, .. } = *stretch;
+unsafe fn small<const WIDE: bool>(x: QuantRows<'_>, record: Record<'_>, codes: &Codes, row: u32, acc: &mut Sums) {
+    let QuantRows { planes, stride, v, d, sums32, .. } = x;
+    let Record { scheme, octets, start, .. } = record;
     let offset = if WIDE { 0 } else { i32::from(scheme.offset) };
-    let ones = _mm256_set1_epi16(1);
-    for (&row, acc) in rows.iter().zip(acc) {
-        for block in 0..len / SMALL {
-            for plane in 0..planes {
-                let at = (row as usize * planes + plane) * stride + start + block * SMALL;
-                let x_sum = i32::from(sums32[at / 32]);
-                let mut dots = [-offset * x_sum; PANEL_ROWS];
-                for lane in 0..PANEL_ROWS {
-                    // SAFETY: `check`: the block lies in each row of v; the codes are whole.
-                    let pairs = unsafe {
-                        let (c, x) = (codes.c[lane].as_ptr().add(block * SMALL), v.as_ptr().add(at));
-                        pairs_of_products::<WIDE>(c, x)
-                    };
-                    dots[lane] += add_lanes(_mm256_madd_epi16(pairs, ones));
-                }
-                let x_d = d[at / SMALL];
-                for lane in 0..PANEL_ROWS {
-                    let sum = &mut acc[block % 2][lane];
-                    *sum = (codes.d[block][lane] * x_d).mul_add(dots[lane] as f32, *sum);
+    for o in 0..octets {
+        for plane in 0..planes {
+            let at = (row as usize * planes + plane) * stride + start + o * OCTET;
+            let x_sum = i32::from(sums32[(at - o * OCTET) / OCTET + pair_place(o)]);
+            let x_d = _mm256_set1_ps(d[at / OCTET]);
+            for lane in [0, 8] {
+                // SAFETY: `check`: the block lies in each row of v; the codes are whole.
+                unsafe {
+                    let dot = line_dots::<WIDE>(codes, [o * 8, 8], lane, v.as_ptr().add(at));
+                    let dot = _mm256_sub_epi32(dot, _mm256_set1_epi32(offset * x_sum));
+                    let w_d = _mm256_loadu_ps(codes.d[o].as_ptr().add(lane));
+                    let mut t = _mm256_mul_ps(w_d, _mm256_cvtepi32_ps(dot));
                     if scheme.mins {
-                        *sum = (codes.min[block][lane] * x_d).mul_add(x_sum as f32, *sum);
+                        let min = _mm256_loadu_ps(codes.min[o].as_ptr().add(lane));
+                        t = _mm256_fmadd_ps(min, _mm256_set1_ps(x_sum as f32), t);
                     }
+                    let to = acc.as_mut_ptr().add(lane);
+                    _mm256_storeu_ps(to, _mm256_fmadd_ps(x_d, t, _mm256_loadu_ps(to)));
                 }
             }
         }
     }
-}
-
-#[target_feature(enable = "avx2")]
-fn add_lanes(a: __m256i) -> i32 {
-    let a = _mm_add_epi32(_mm256_castsi256_si128(a), _mm256_extracti128_si256::<1>(a));
-    let a = _mm_add_epi32(a, _mm_shuffle_epi32::<0b01_00_11_10>(a));
-    _mm_cvtsi128_si32(_mm_add_epi32(a, _mm_shuffle_epi32::<0b10_11_00_01>(a)))
 }
 
 /// Two vectors of 8 lanes.

@@ -1,38 +1,40 @@
 //! The hand-written kernels in plain Rust: the definition of their bits.
 
-use super::{CHUNK, Dots, FLOAT_ROWS, LANES, LaneSums, PANEL_ROWS, Stretch, Sums, place_of};
+use super::{CHUNK, Codes, Dots, FLOAT_ROWS, LANES, LaneSums, OCTET, PANEL_ROWS, Run, Sums, pair_place};
+use crate::panels::Record;
 
-pub(super) fn stretch(stretch: Stretch<'_>, sums: &mut [Sums]) {
-    let Stretch { scheme, codes, x, start, len, rows, .. } = stretch;
+pub(super) fn record(run: Run<'_>, record: Record<'_>, codes: &Codes, sums: &mut [Sums]) {
+    let (Run { x, rows, .. }, Record { scheme, octets, start, .. }) = (run, record);
     let offset = i32::from(scheme.offset);
     for (&row, acc) in rows.iter().zip(sums) {
-        for (block, at) in (0..len).step_by(scheme.block).enumerate() {
+        for block in 0..octets * OCTET / scheme.block {
             for plane in 0..x.planes {
-                let vector = row as usize * x.planes + plane;
-                let v = &x.v[vector * x.stride + start + at..][..scheme.block];
-                let d = x.d[(vector * x.stride + start + at) / scheme.block];
-                for lane in 0..PANEL_ROWS {
-                    let (c, acc) = (&codes.c[lane][at..at + scheme.block], &mut acc[block % 2][lane]);
-                    let (mut dot, mut of_min) = (0, 0);
-                    for (i, c) in c.as_chunks::<16>().0.iter().enumerate() {
-                        let (group, place) = match scheme.block {
-                            CHUNK => (i * 16 / scheme.group, place_of(i)),
-                            _ => (0, i * 16),
-                        };
-                        let v = &v[place..place + 16];
-                        let product: i32 = (0..16).map(|i| (i32::from(c[i]) - offset) * i32::from(v[i])).sum();
-                        let sum: i32 = v.iter().map(|&v| i32::from(v)).sum();
+                let at = (row as usize * x.planes + plane) * x.stride + start + block * scheme.block;
+                let (mut i, mut j) = ([0; PANEL_ROWS], [0; PANEL_ROWS]);
+                for group in 0..scheme.block / scheme.group {
+                    let v = &x.v[at + group * scheme.group..][..scheme.group];
+                    let sum: i32 = v.iter().map(|&v| i32::from(v)).sum();
+                    let first = (block * scheme.block + group * scheme.group) / 4;
+                    for lane in 0..PANEL_ROWS {
+                        let line = |four: usize| &codes.c[first + four][lane * 4..][..4];
+                        let products = v.as_chunks::<4>().0.iter().enumerate().map(|(four, v)| {
+                            line(four).iter().zip(v).map(|(c, v)| (i32::from(*c) - offset) * i32::from(*v)).sum::<i32>()
+                        });
+                        let place = pair_place(group);
                         let (s, m) = match scheme.block {
-                            CHUNK => (i32::from(codes.s[lane][group]), i32::from(codes.m[group / 2][lane][group % 2])),
+                            CHUNK => (codes.s[group][lane], i32::from(codes.m[place / 2][lane][place % 2])),
                             _ => (1, 1),
                         };
-                        dot += s * product;
-                        of_min += m * sum;
+                        i[lane] += s * products.sum::<i32>();
+                        j[lane] += m * sum;
                     }
-                    *acc = (codes.d[block][lane] * d).mul_add(dot as f32, *acc);
+                }
+                for lane in 0..PANEL_ROWS {
+                    let mut t = codes.d[block][lane] * i[lane] as f32;
                     if scheme.mins {
-                        *acc = (codes.min[block][lane] * d).mul_add(of_min as f32, *acc);
+                        t = codes.min[block][lane].mul_add(j[lane] as f32, t);
                     }
+                    acc[lane] = x.d[at / scheme.block].mul_add(t, acc[lane]);
                 }
             }
         }

@@ -1,39 +1,36 @@
 //! Every instruction set's kernels against the portable ones, bit for bit.
 
+use lingqu_tensor::Format;
+
 use super::*;
+use crate::panels::{Scales, Scheme, scheme};
 use crate::testing::{self, Random};
 
-const SCHEMES: [(Scheme, u8); 10] = [
-    (Scheme { block: 32, group: 32, offset: 128, mins: false }, 255),
-    (Scheme { block: 32, group: 32, offset: 8, mins: false }, 15),
-    (Scheme { block: 32, group: 32, offset: 16, mins: false }, 31),
-    (Scheme { block: 32, group: 32, offset: 0, mins: true }, 31),
-    (Scheme { block: 256, group: 16, offset: 0, mins: true }, 3),
-    (Scheme { block: 256, group: 32, offset: 0, mins: true }, 31),
-    (Scheme { block: 256, group: 16, offset: 4, mins: false }, 7),
-    (Scheme { block: 256, group: 16, offset: 32, mins: false }, 63),
-    (Scheme { block: 256, group: 32, offset: 128, mins: false }, 241),
-    (Scheme { block: 256, group: 32, offset: 0, mins: false }, 127),
-];
+/// Panels of arbitrary bits, but for the floats.
+fn panels(random: &mut Random, scheme: Scheme, cols: usize, count: usize) -> Panels {
+    let octets: Vec<usize> = (0..cols).step_by(CHUNK).map(|start| (cols - start).min(CHUNK) / OCTET).collect();
+    let records = (0..count).flat_map(|_| &octets).map(|&octets| record(random, &scheme, octets));
+    Panels::of_records(scheme, cols, &records.collect::<Vec<_>>().concat())
+}
 
-/// Codes up to `most`, the extremes among them.
-fn codes(random: &mut Random, scheme: Scheme, most: u8) -> Box<Codes> {
-    let mut codes = Codes::boxed();
-    codes.c.as_flattened_mut().iter_mut().for_each(|c| *c = (random.next() % (u64::from(most) + 1)) as u8);
-    codes.c[3].fill(most);
-    codes.c[4].fill(0);
-    let most_s = if scheme.offset == 128 { 32 } else { 128 };
-    for row in 0..PANEL_ROWS {
-        for group in 0..CHUNK / scheme.group {
-            let s = if row == 3 || row == 4 { -most_s } else { (random.next() % 255) as i16 % most_s };
-            let m = if row == 3 { 63 } else { (random.next() % 64) as i16 };
-            codes.s[row][group] = s;
-            codes.m[group / 2][row][group % 2] = m;
-        }
+fn record(random: &mut Random, scheme: &Scheme, octets: usize) -> Vec<u8> {
+    let mut record: Vec<u8> = (0..scheme.record_bytes(octets)).map(|_| random.next() as u8).collect();
+    // Rows with the extremes of all bits, codes and integers alike.
+    for line in record.as_chunks_mut::<64>().0 {
+        line[3 * 4..4 * 4].fill(0xff);
+        line[4 * 4..5 * 4].fill(0);
+        line[5 * 4..6 * 4].fill(0x80);
     }
-    codes.d.as_flattened_mut().iter_mut().for_each(|d| *d = random.unit() - 0.5);
-    codes.min.as_flattened_mut().iter_mut().for_each(|m| *m = random.unit() - 0.5);
-    codes
+    if scheme.scales == Scales::Bytes8 {
+        // Six bits with a sign: products with 8-bit codes would leave 16 bits otherwise.
+        let at = scheme.scales_at(octets);
+        record[at..at + 2 * 64].iter_mut().for_each(|s| *s = (*s as i8 >> 2) as u8);
+    }
+    let floats = scheme.scales_at(octets) + scheme.integer_lines() * 64;
+    for half in record[floats..].as_chunks_mut::<2>().0 {
+        *half = half::f16::from_f32(random.unit() - 0.5).to_le_bytes();
+    }
+    record
 }
 
 /// Owns what [`QuantRows`] borrows.
@@ -58,14 +55,12 @@ impl Rows {
             })
             .collect();
         let d = (0..v.len() / block).map(|_| random.unit()).collect();
-        // Sums are in the order of the values, which large blocks are not.
-        let place = |i: usize| match block {
-            CHUNK => i / CHUNK * CHUNK + place_of(i % CHUNK / 16),
-            _ => i,
+        let sums = |of: usize| {
+            let mut sums = vec![0; v.len() / of];
+            v.chunks(of).enumerate().for_each(|(i, v)| sums[pair_place(i)] = v.iter().map(|&v| i16::from(v)).sum());
+            sums
         };
-        let sum = |i: usize| v[place(i * 16)..][..16].iter().map(|&v| i16::from(v)).sum();
-        let sums16: Vec<i16> = (0..v.len() / 16).map(sum).collect();
-        let sums32 = sums16.as_chunks::<2>().0.iter().map(|[a, b]| a + b).collect();
+        let (sums16, sums32) = (sums(16), sums(32));
         Self { block, planes, stride, v, d, sums16, sums32 }
     }
 
@@ -76,23 +71,25 @@ impl Rows {
 }
 
 #[test]
-fn stretches_have_the_same_bits_everywhere() {
+fn records_have_the_same_bits_everywhere() {
     let mut random = Random::new(1);
     let all_rows = 15;
-    for (scheme, most) in SCHEMES {
-        let codes = codes(&mut random, scheme, most);
-        for (planes, count, len) in [(1, 1, 256), (2, 2, 32), (1, 3, 96), (2, 4, 256), (1, 7, 256), (2, 15, 224)] {
-            let len = if scheme.block == CHUNK { CHUNK } else { len };
-            let x = Rows::new(&mut random, all_rows, planes, [scheme.block, 512]);
-            let rows: Vec<u32> = (0..count).map(|i| (i * 7 % all_rows) as u32).collect();
-            let of = Stretch { scheme, codes: &codes, direct: None, x: x.rows(), start: 256, len, rows: &rows };
-            let before: Vec<Sums> = (0..count).map(|_| [std::array::from_fn(|_| random.unit()); 2]).collect();
-            let mut want = before.clone();
-            portable::stretch(of, &mut want);
-            for simd in testing::every_simd() {
-                let mut got = before.clone();
-                stretch(simd, of, &mut got);
-                assert_eq!(got, want, "{scheme:?}, {planes} planes, {count} rows, {len} values at {}", simd.isa());
+    for format in Format::ALL {
+        let Some(scheme) = scheme(format) else { continue };
+        for (planes, rows, cols) in [(1, 1, 512), (2, 2, 32), (1, 3, 352), (2, 4, 256), (1, 7, 512), (2, 15, 480)] {
+            let cols: usize = if scheme.block == CHUNK { CHUNK * (cols / CHUNK).max(1) } else { cols };
+            for count in [1, 3, 4] {
+                let panels = &panels(&mut random, scheme, cols, 5);
+                let x = Rows::new(&mut random, all_rows, planes, [scheme.block, 512]);
+                let rows: Vec<u32> = (0..rows).map(|i| (i * 7 % all_rows) as u32).collect();
+                let of = Run { panels, first: 1, count, x: x.rows(), rows: &rows };
+                let mut want: Option<Vec<Sums>> = None;
+                for simd in testing::every_simd() {
+                    let mut got = vec![[f32::NAN; PANEL_ROWS]; count * rows.len()];
+                    run(simd, of, &mut Codes::boxed(), &mut got);
+                    let (want, isa) = (want.get_or_insert(got.clone()), simd.isa());
+                    assert_eq!(got, *want, "{format}, {planes} planes, {} rows, {cols} columns at {isa}", rows.len());
+                }
             }
         }
     }
@@ -101,60 +98,58 @@ fn stretches_have_the_same_bits_everywhere() {
 #[cfg(target_arch = "x86_64")]
 #[test]
 fn tiles_have_the_same_bits() {
-    use amx::{TileScratch, TileStretch, Tiles};
-    use columns::{Columns, Floats, Group, Line, SumPairs, TileSums, arrange};
+    use amx::{Next, TileScratch, Tiles};
+    use groups::{LargeRows, SmallRows, TileSums};
     if !Isa::Amx.available() {
         return println!("tiles are not tested: this machine lacks AMX");
     }
     let mut random = Random::new(5);
     let (all_rows, stride) = (70, 512);
-    for (scheme, most) in SCHEMES {
-        let codes = codes(&mut random, scheme, most);
-        for (planes, count, len) in [(1, 1, 256), (2, 16, 32), (1, 17, 96), (2, 33, 256), (1, 69, 256), (1, 48, 224)] {
-            let len = if scheme.block == CHUNK { CHUNK } else { len };
+    let portable = testing::every_simd()[0];
+    let simd = Simd::choose(Some(Isa::Amx)).unwrap();
+    for format in Format::ALL {
+        let Some(scheme) = scheme(format) else { continue };
+        for (planes, count, cols) in [(1, 1, 512), (2, 16, 32), (1, 17, 352), (2, 33, 256), (1, 69, 512), (1, 48, 480)]
+        {
+            let cols: usize = if scheme.block == CHUNK { CHUNK * (cols / CHUNK).max(1) } else { cols };
+            let panels = &panels(&mut random, scheme, cols, 1);
             let x = Rows::new(&mut random, all_rows, planes, [scheme.block, stride]);
             let rows: Vec<u32> = (0..count).map(|i| (i * 13 % all_rows) as u32).collect();
-            let of = Stretch { scheme, codes: &codes, direct: None, x: x.rows(), start: 256, len, rows: &rows };
-            let mut want = vec![[[0.0; PANEL_ROWS]; 2]; count];
-            portable::stretch(of, &mut want);
-
-            let sixteens = rows.chunks(16).len();
-            let groups = sixteens * planes;
-            let (chunks, first) = (stride / CHUNK, 3); // three groups of others come before
-            let all_groups = first + groups;
-            let all = chunks * all_groups;
-            let mut tiles = vec![Line([5; 64]); all * (CHUNK / 4)];
-            let mut d = vec![Floats([5.0; 16]); all * (CHUNK / scheme.block)];
-            let mut sums16 = vec![SumPairs([[5; 2]; 16]); all * (CHUNK / 32)];
-            let mut sums32 = vec![SumPairs([[5; 2]; 16]); all * (CHUNK / 64)];
-            for (i, rows) in rows.chunks(16).enumerate() {
-                for (plane, chunk) in (0..planes).flat_map(|p| (0..chunks).map(move |c| (p, c))) {
-                    let at = chunk * all_groups + first + i * planes + plane;
-                    let part = |per_group: usize| at * per_group..(at + 1) * per_group;
-                    let group = Group {
-                        tiles: &mut tiles[part(CHUNK / 4)],
-                        d: &mut d[part(CHUNK / scheme.block)],
-                        sums16: &mut sums16[part(CHUNK / 32)],
-                        sums32: &mut sums32[part(CHUNK / 64)],
-                    };
-                    // SAFETY: AMX is available, and AVX-512 with it.
-                    unsafe { arrange(x.rows(), rows, [plane, chunk], group) };
+            let mut want = vec![[0.0; PANEL_ROWS]; count];
+            let codes = &mut Codes::boxed();
+            run(portable, Run { panels, first: 0, count: 1, x: x.rows(), rows: &rows }, codes, &mut want);
+            let mut got = vec![TileSums([[f32::NAN; 16]; 16]); rows.chunks(16).len()];
+            let scratch = &mut TileScratch::boxed();
+            for at in 0..panels.records() {
+                let groups = rows.chunks(16).flat_map(|rows| (0..planes).map(move |plane| (rows, [plane, at])));
+                let record = panels.record(0, at);
+                // SAFETY: AMX is available, and AVX-512 with it; no other tiles live here.
+                unsafe {
+                    let tiles = &Tiles::new(scheme.block);
+                    if scheme.block == CHUNK {
+                        let mut all = vec![];
+                        for (rows, of) in groups {
+                            let mut group = LargeRows::ZERO;
+                            group.arrange(x.rows(), rows, of);
+                            all.push(group);
+                        }
+                        let next = Next { record: std::ptr::null(), group: std::ptr::null() };
+                        amx::large_chunk(tiles, record, (&all, next), scratch, &mut got);
+                    } else {
+                        let mut all = vec![];
+                        for (rows, of) in groups {
+                            let mut group = SmallRows::ZERO;
+                            group.arrange(x.rows(), rows, of);
+                            all.push(group);
+                        }
+                        let next = Next { record: std::ptr::null(), group: std::ptr::null() };
+                        amx::small_chunk(simd, tiles, record, (&all, next), (codes, scratch), &mut got);
+                    }
                 }
-            }
-            let (tiles, d, sums16, sums32) = (&tiles[..], &d[..], &sums16[..], &sums32[..]);
-            let columns = Columns { tiles, d, sums16, sums32, all_groups, first, groups, block: scheme.block, planes };
-            let mut got = [vec![TileSums::ZERO; sixteens], vec![TileSums::ZERO; sixteens]];
-            let [even, odd] = &mut got;
-            // SAFETY: as above; no other tiles live here.
-            unsafe {
-                let stretch = TileStretch { scheme, codes: &codes, direct: None, columns, start: 256, len };
-                amx::stretch(&Tiles::new(scheme.block), stretch, &mut TileScratch::boxed(), [even, odd]);
             }
             for (i, want) in want.iter().enumerate() {
-                for (parity, want) in want.iter().enumerate() {
-                    let got: [f32; 16] = std::array::from_fn(|lane| got[parity][i / 16].0[lane][i % 16]);
-                    assert_eq!(got, *want, "{scheme:?}, {planes} planes, row {i} of {count}, {len} values");
-                }
+                let got = got[i / 16].0[i % 16];
+                assert_eq!(got, *want, "{format}, {planes} planes, row {i} of {count}, {cols} columns");
             }
         }
     }

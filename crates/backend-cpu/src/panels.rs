@@ -1,0 +1,344 @@
+//! Weights of a block format, repacked at load to what the kernels read.
+//!
+//! A panel is 16 weight rows. Its values lie in records of 256 columns, one after the other, so that a product reads
+//! memory straight through. A record is made of lines of 64 bytes, each with 4 bytes of each of the 16 rows: a kernel
+//! has an output in each lane and never adds lanes up. The bits are those of the file, moved as they are (four bytes of
+//! a row at a time), and take the same room but for padding to whole lines:
+//! - **Codes**: the bits that make up line `i` of an octet (32 columns; value `4 i + b` of it in byte `b` of each row)
+//!   lie as [`Plan`] says.
+//! - **Scales**: see [`Scales`].
+
+mod pack;
+
+use std::ops::Range;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+
+use lingqu_tensor::{Format, HostTensor};
+
+use crate::Result;
+use crate::isa::Simd;
+use crate::memory::Zeroed;
+use crate::simd::{CHUNK, OCTET, OCTETS, PANEL_ROWS};
+use crate::team::{Shares, Team};
+
+pub(crate) const LINE_BYTES: usize = 64;
+
+/// How the codes of a format become values: `d * s * (c - offset) + min * m`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Scheme {
+    /// Values of a block: 32 (a floating-point scale each) or 256 (one, and an integer for each group).
+    pub block: usize,
+    /// Values that share a scale and minimum, a float or an integer: 16 or 32.
+    pub group: usize,
+    /// What is subtracted from a code.
+    pub offset: u8,
+    pub mins: bool,
+    pub plan: Plan,
+    pub scales: Scales,
+}
+
+/// Where the bits of octet `o`, line `i` lie.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Plan {
+    /// Line `8 o + i`.
+    Bytes,
+    /// Line `4 o + i % 4`, the high nibbles for `i >= 4`.
+    Halves,
+    /// As `Halves`, and the fifth bit is bit `i` of line `o` of those that follow.
+    HalvesAndOne,
+    /// As `Halves`, numbers of a table.
+    Table,
+    /// Line `4 (o - o % 2) + i`, the high nibbles for odd `o`.
+    Nibbles,
+    /// As `Nibbles`, and the fifth bit is bit `o` of line `i` of those that follow.
+    NibblesAndOne,
+    /// Line `16 (o / 4) + 8 (o % 2) + i`, the high nibbles for `o % 4 >= 2`; two more bits are bits `2 (o % 4)` of line
+    /// `8 (o / 4) + i` of those that follow.
+    NibblesAndTwo,
+    /// Bits `2 (o % 4)` of line `8 (o / 4) + i`.
+    Pairs,
+    /// As `Pairs`, and the third bit is bit `o` of line `i` of those that follow.
+    PairsAndOne,
+}
+
+/// What follows the codes of a record.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Scales {
+    /// f16 `[octet, row]`, then the minima alike where there are some; each padded to whole lines.
+    Floats,
+    /// Three lines of four bytes a row, and a line of f16 `d`, `min` (`[2, row]`): the low six bits are scales 0-3, 4-7
+    /// and minima 0-3, the high two bits, from the lowest on, those of minima 4-7.
+    Sixes,
+    /// Four lines with scale and minimum of a group in the nibbles of a byte, and a line as above.
+    Fours,
+    /// Four lines of signed bytes, and a line of f16 `d`.
+    Bytes16,
+    /// Two lines of signed bytes, and a line of f16 `d`.
+    Bytes8,
+}
+
+/// How the codes of a format become values, or `None` for formats of floats.
+pub(crate) fn scheme(format: Format) -> Option<Scheme> {
+    let small = |offset, mins, plan| Scheme { block: OCTET, group: OCTET, offset, mins, plan, scales: Scales::Floats };
+    let large = |group, offset, mins, plan, scales| Scheme { block: CHUNK, group, offset, mins, plan, scales };
+    Some(match format {
+        Format::F32 | Format::F16 | Format::Bf16 | Format::Fp8E4M3 => return None,
+        Format::Q8_0 => small(128, false, Plan::Bytes),
+        Format::Q4_0 => small(8, false, Plan::Halves),
+        Format::Q4_1 => small(0, true, Plan::Halves),
+        Format::Q5_0 => small(16, false, Plan::HalvesAndOne),
+        Format::Q5_1 => small(0, true, Plan::HalvesAndOne),
+        Format::Iq4Nl => small(128, false, Plan::Table),
+        Format::Q2K => large(16, 0, true, Plan::Pairs, Scales::Fours),
+        Format::Q3K => large(16, 4, false, Plan::PairsAndOne, Scales::Bytes16),
+        Format::Q4K => large(32, 0, true, Plan::Nibbles, Scales::Sixes),
+        Format::Q5K => large(32, 0, true, Plan::NibblesAndOne, Scales::Sixes),
+        Format::Q6K => large(16, 32, false, Plan::NibblesAndTwo, Scales::Bytes16),
+        Format::Iq4Xs => large(32, 128, false, Plan::Table, Scales::Bytes8),
+    })
+}
+
+impl Scheme {
+    /// Lines of code bits in a record of so many octets: those of the first kind, and those that follow.
+    pub const fn code_lines(&self, octets: usize) -> [usize; 2] {
+        match self.plan {
+            Plan::Bytes => [8 * octets, 0],
+            Plan::Halves | Plan::Table => [4 * octets, 0],
+            Plan::HalvesAndOne => [4 * octets, octets],
+            Plan::Nibbles => [4 * octets, 0],
+            Plan::NibblesAndOne => [4 * octets, 8],
+            Plan::NibblesAndTwo => [4 * octets, 2 * octets],
+            Plan::Pairs => [2 * octets, 0],
+            Plan::PairsAndOne => [2 * octets, 8],
+        }
+    }
+
+    /// Where in a record of so many octets the scales start, in bytes.
+    pub const fn scales_at(&self, octets: usize) -> usize {
+        let [first, second] = self.code_lines(octets);
+        (first + second) * LINE_BYTES
+    }
+
+    /// Lines of integers that the scales start with.
+    pub const fn integer_lines(&self) -> usize {
+        match self.scales {
+            Scales::Floats => 0,
+            Scales::Sixes => 3,
+            Scales::Fours | Scales::Bytes16 => 4,
+            Scales::Bytes8 => 2,
+        }
+    }
+
+    /// Where the minima of [`Scales::Floats`] start.
+    pub const fn mins_at(&self, octets: usize) -> usize {
+        self.scales_at(octets) + (octets * PANEL_ROWS * 2).next_multiple_of(LINE_BYTES)
+    }
+
+    pub const fn record_bytes(&self, octets: usize) -> usize {
+        match self.scales {
+            Scales::Floats if self.mins => 2 * self.mins_at(octets) - self.scales_at(octets),
+            Scales::Floats => self.mins_at(octets),
+            _ => self.scales_at(octets) + (self.integer_lines() + 1) * LINE_BYTES,
+        }
+    }
+}
+
+/// A repacked matrix.
+pub(crate) struct Panels {
+    pub scheme: Scheme,
+    cols: usize,
+    panel_bytes: usize,
+    /// Of a whole record.
+    record_bytes: usize,
+    /// Memory of all that was repacked together, and what of it is this matrix: `[panel, record]`.
+    memory: Arc<Zeroed<u8>>,
+    range: Range<usize>,
+}
+
+/// A matrix that is being repacked.
+struct Stacked<'a> {
+    tensor: &'a HostTensor,
+    format: Format,
+    scheme: Scheme,
+    cols: usize,
+    row_bytes: usize,
+    /// Bytes of a panel, and panels.
+    panel_bytes: usize,
+    panels: usize,
+    /// Where its panels start.
+    at: usize,
+    /// Panels that are not done.
+    left: AtomicUsize,
+}
+
+impl Panels {
+    /// Repacks matrices of whole blocks into one piece of memory; says of the bytes of each that they are not read any
+    /// more.
+    ///
+    /// # Errors
+    /// [`BackendError::OutOfMemory`]; [`BackendError::Tensor`] for a scale that is NaN or infinite.
+    pub fn pack(simd: Simd, team: &Team, tensors: &[&HostTensor]) -> Result<Vec<Self>> {
+        let mut bytes = 0;
+        let mut panels = 0;
+        let stacked = tensors.iter().map(|&tensor| {
+            let scheme = scheme(tensor.format).expect("a block format");
+            let panel_bytes = panel_bytes(&scheme, tensor.cols);
+            let of = Stacked {
+                tensor,
+                format: tensor.format,
+                scheme,
+                cols: tensor.cols,
+                row_bytes: tensor.row_bytes(),
+                panel_bytes,
+                panels: tensor.rows.div_ceil(PANEL_ROWS),
+                at: bytes,
+                left: AtomicUsize::new(tensor.rows.div_ceil(PANEL_ROWS)),
+            };
+            bytes += of.panels * panel_bytes;
+            panels += of.panels;
+            of
+        });
+        let stacked: Vec<Stacked<'_>> = stacked.collect();
+        let what =
+            || stacked.first().map_or(String::new(), |first| format!("the weights from '{}' on", first.tensor.name));
+        let mut memory = Zeroed::new(&what(), &[bytes])?;
+        let shares = Shares::new(&mut memory);
+        let (next, broken) = (AtomicUsize::new(0), AtomicBool::new(false));
+        team.run_if_worth(bytes, |_, _| {
+            let (mut first, mut of) = (0, stacked.iter());
+            let Some(mut now) = of.next() else { return };
+            loop {
+                let panel = next.fetch_add(1, Ordering::Relaxed);
+                if panel >= panels {
+                    return;
+                }
+                while panel >= first + now.panels {
+                    first += now.panels;
+                    now = of.next().expect("a matrix for each panel");
+                }
+                let number = panel - first;
+                let at = now.at + number * now.panel_bytes;
+                // SAFETY: each panel is taken once.
+                let out = unsafe { shares.part(at..at + now.panel_bytes) };
+                let count = (now.tensor.rows - number * PANEL_ROWS).min(PANEL_ROWS);
+                let rows = &now.tensor.data.as_slice()[number * PANEL_ROWS * now.row_bytes..][..count * now.row_bytes];
+                if !pack::panel(simd, now, rows, out) {
+                    broken.store(true, Ordering::Relaxed);
+                }
+                if now.left.fetch_sub(1, Ordering::Relaxed) == 1 {
+                    now.tensor.data.release();
+                }
+            }
+        });
+        if broken.into_inner() {
+            tensors.iter().try_for_each(|tensor| tensor.check_finite_scales())?;
+        }
+        let memory = Arc::new(memory);
+        let of = stacked.iter().map(|of| Self {
+            scheme: of.scheme,
+            cols: of.cols,
+            panel_bytes: of.panel_bytes,
+            record_bytes: of.scheme.record_bytes(OCTETS),
+            memory: memory.clone(),
+            range: of.at..of.at + of.panels * of.panel_bytes,
+        });
+        Ok(of.collect())
+    }
+
+    pub fn bytes(&self) -> usize {
+        self.range.len()
+    }
+
+    /// Panels of made-up records.
+    #[cfg(test)]
+    pub fn of_records(scheme: Scheme, cols: usize, records: &[u8]) -> Self {
+        let mut bytes = Zeroed::new("made-up panels", &[records.len()]).unwrap();
+        bytes.copy_from_slice(records);
+        let (panel_bytes, record_bytes) = (panel_bytes(&scheme, cols), scheme.record_bytes(OCTETS));
+        assert!(records.len().is_multiple_of(panel_bytes));
+        Self { scheme, cols, panel_bytes, record_bytes, memory: Arc::new(bytes), range: 0..records.len() }
+    }
+
+    /// Records of each panel.
+    pub fn records(&self) -> usize {
+        self.cols.div_ceil(CHUNK)
+    }
+
+    pub fn count(&self) -> usize {
+        self.range.len().checked_div(self.panel_bytes).unwrap_or(0)
+    }
+
+    #[inline]
+    pub fn record(&self, panel: usize, number: usize) -> Record<'_> {
+        let start = number * CHUNK;
+        let octets = (self.cols - start).min(CHUNK) / OCTET;
+        let len = if octets == OCTETS { self.record_bytes } else { self.scheme.record_bytes(octets) };
+        let at = panel * self.panel_bytes + number * self.record_bytes;
+        Record { scheme: &self.scheme, bytes: &self.memory[self.range.clone()][at..at + len], octets, start }
+    }
+
+    /// Where a record lies, which may be beyond the panel: then in the one that follows after so many.
+    #[inline]
+    pub fn ahead(&self, panel: usize, number: usize, side_by_side: usize) -> *const u8 {
+        let records = self.records();
+        let (panel, number) = if number < records { (panel, number) } else { (panel + side_by_side, number - records) };
+        self.memory.as_ptr().wrapping_add(self.range.start + panel * self.panel_bytes + number * self.record_bytes)
+    }
+}
+
+/// A record of a panel.
+#[derive(Clone, Copy)]
+pub(crate) struct Record<'a> {
+    pub scheme: &'a Scheme,
+    /// As many as the scheme says for these octets.
+    pub bytes: &'a [u8],
+    /// 8, or fewer in the last of small blocks.
+    pub octets: usize,
+    /// Its first column.
+    pub start: usize,
+}
+
+fn panel_bytes(scheme: &Scheme, cols: usize) -> usize {
+    let rest = match cols % CHUNK / OCTET {
+        0 => 0,
+        octets => scheme.record_bytes(octets),
+    };
+    cols / CHUNK * scheme.record_bytes(OCTETS) + rest
+}
+
+/// The table of IQ4, plus 128.
+pub(crate) const IQ4_OFFSET: [u8; 16] = {
+    let mut table = [0; 16];
+    let mut i = 0;
+    while i < 16 {
+        table[i] = lingqu_tensor::quant::IQ4_VALUES[i] as u8 ^ 0x80;
+        i += 1;
+    }
+    table
+};
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::testing;
+
+    #[test]
+    fn a_scale_that_is_no_number_is_refused_by_name() {
+        let team = Team::new(2).unwrap();
+        for (format, at) in [(Format::Q4K, 2), (Format::Q6K, 208), (Format::Q5_1, 2), (Format::Q8_0, 0)] {
+            let good = testing::weights(3, format, [40, 512]);
+            let mut bad = testing::weights(4, format, [40, 512]);
+            let mut data = bad.data.as_slice().to_vec();
+            let row = 33 * bad.row_bytes();
+            data[row + at..row + at + 2].copy_from_slice(&[0x01, 0xfc]);
+            bad.data = data.into();
+            bad.name = "blk.0.bad".into();
+            for simd in testing::every_simd() {
+                assert_eq!(Panels::pack(simd, &team, &[&good, &good]).unwrap().len(), 2);
+                let error = Panels::pack(simd, &team, &[&good, &bad]).err().expect("a broken scale").to_string();
+                assert!(error.contains("blk.0.bad") && error.contains("row 33"), "{format}: {error}");
+            }
+        }
+    }
+}

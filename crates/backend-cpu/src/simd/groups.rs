@@ -1,0 +1,85 @@
+//! Activations laid out as the left operand of tile products, and the sums that come of them.
+
+use super::{CHUNK, OCTET, OCTETS, PANEL_ROWS, QuantRows, pair_place};
+
+/// Rows of activations in a tile.
+pub(crate) const TILE_ROWS: usize = 16;
+
+/// A chunk of 16 rows of activations (a plane each) that meet large blocks; rows that are not there are zeros.
+#[derive(Clone, Copy)]
+#[repr(C, align(64))]
+pub(crate) struct LargeRows {
+    pub v: [[i8; CHUNK]; TILE_ROWS],
+    /// At their [`pair_place`].
+    pub sums16: [[i16; 16]; TILE_ROWS],
+    pub sums32: [[i16; 8]; TILE_ROWS],
+    pub d: [f32; TILE_ROWS],
+}
+
+/// The same for small blocks.
+#[derive(Clone, Copy)]
+#[repr(C, align(64))]
+pub(crate) struct SmallRows {
+    pub v: [[i8; CHUNK]; TILE_ROWS],
+    /// `[octet, row]`
+    pub d: [[f32; TILE_ROWS]; OCTETS],
+    pub sums: [[i32; TILE_ROWS]; OCTETS],
+}
+
+fn arrange_values(x: QuantRows<'_>, rows: &[u32], [plane, chunk]: [usize; 2], v: &mut [[i8; CHUNK]; TILE_ROWS]) {
+    for (i, v) in v.iter_mut().enumerate() {
+        match rows.get(i) {
+            Some(&row) => {
+                let at = (row as usize * x.planes + plane) * x.stride + chunk * CHUNK;
+                v.copy_from_slice(&x.v[at..at + CHUNK]);
+            }
+            None => v.fill(0),
+        }
+    }
+}
+
+impl LargeRows {
+    pub const ZERO: Self = Self { v: [[0; _]; _], sums16: [[0; _]; _], sums32: [[0; _]; _], d: [0.0; _] };
+
+    /// Takes in a chunk of a plane of up to 16 rows.
+    pub fn arrange(&mut self, x: QuantRows<'_>, rows: &[u32], [plane, chunk]: [usize; 2]) {
+        arrange_values(x, rows, [plane, chunk], &mut self.v);
+        for i in 0..TILE_ROWS {
+            let (sums16, sums32) = (&mut self.sums16[i], &mut self.sums32[i]);
+            let Some(&row) = rows.get(i) else {
+                (*sums16, *sums32, self.d[i]) = ([0; _], [0; _], 0.0);
+                continue;
+            };
+            let at = (row as usize * x.planes + plane) * x.stride + chunk * CHUNK;
+            sums16.copy_from_slice(&x.sums16[at / 16..][..16]);
+            sums32.copy_from_slice(&x.sums32[at / 32..][..8]);
+            self.d[i] = x.d[at / CHUNK];
+        }
+    }
+}
+
+impl SmallRows {
+    pub const ZERO: Self = Self { v: [[0; _]; _], d: [[0.0; _]; _], sums: [[0; _]; _] };
+
+    /// Takes in a chunk of a plane of up to 16 rows.
+    pub fn arrange(&mut self, x: QuantRows<'_>, rows: &[u32], [plane, chunk]: [usize; 2]) {
+        arrange_values(x, rows, [plane, chunk], &mut self.v);
+        for o in 0..OCTETS {
+            for i in 0..TILE_ROWS {
+                (self.d[o][i], self.sums[o][i]) = rows.get(i).map_or((0.0, 0), |&row| {
+                    let at = ((row as usize * x.planes + plane) * x.stride + chunk * CHUNK) / OCTET;
+                    (x.d[at + o], i32::from(x.sums32[at + pair_place(o)]))
+                });
+            }
+        }
+    }
+}
+
+/// Outputs of a panel for 16 rows. `[row of activations, weight row]`
+#[derive(Clone, Copy)]
+#[repr(C, align(64))]
+pub(crate) struct TileSums(pub [[f32; PANEL_ROWS]; TILE_ROWS]);
+
+impl TileSums {
+    pub const ZERO: Self = Self([[0.0; _]; _]);
+}

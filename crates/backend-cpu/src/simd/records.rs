@@ -1,0 +1,247 @@
+//! Reading records with AVX-512: codes a line at a time, integer scales, and the floats that scale them.
+
+use std::arch::x86_64::*;
+
+use super::{OCTETS, PANEL_ROWS};
+use crate::panels::{IQ4_OFFSET, LINE_BYTES, Record};
+
+// Where codes come from: a record of a plan, or unpacked bytes.
+pub(super) const BYTES: u8 = 0;
+pub(super) const HALVES: u8 = 1;
+pub(super) const HALVES_AND_ONE: u8 = 2;
+pub(super) const TABLE: u8 = 3;
+pub(super) const NIBBLES: u8 = 4;
+pub(super) const NIBBLES_AND_ONE: u8 = 5;
+pub(super) const NIBBLES_AND_TWO: u8 = 6;
+pub(super) const PAIRS: u8 = 7;
+pub(super) const PAIRS_AND_ONE: u8 = 8;
+
+// How integer scales are kept.
+pub(super) const SIXES: u8 = 0;
+pub(super) const FOURS: u8 = 1;
+pub(super) const BYTES16: u8 = 2;
+pub(super) const BYTES8: u8 = 3;
+
+/// The function with constants for the plan (or for unpacked bytes) and the scales of a scheme of large blocks.
+macro_rules! with_large {
+    ($plan:expr, $scales:expr, $function:ident[$($n:ident)?]) => {{
+        use crate::panels::{Plan, Scales};
+        use crate::simd::records::{
+            BYTES, BYTES8, BYTES16, FOURS, NIBBLES, NIBBLES_AND_ONE, NIBBLES_AND_TWO, PAIRS, PAIRS_AND_ONE, SIXES,
+            TABLE,
+        };
+        match ($plan, $scales) {
+            (Plan::Bytes, Scales::Sixes) => $function::<$($n,)? BYTES, SIXES>,
+            (Plan::Bytes, Scales::Fours) => $function::<$($n,)? BYTES, FOURS>,
+            (Plan::Bytes, Scales::Bytes16) => $function::<$($n,)? BYTES, BYTES16>,
+            (Plan::Bytes, Scales::Bytes8) => $function::<$($n,)? BYTES, BYTES8>,
+            (Plan::Table, _) => $function::<$($n,)? TABLE, BYTES8>,
+            (Plan::Nibbles, _) => $function::<$($n,)? NIBBLES, SIXES>,
+            (Plan::NibblesAndOne, _) => $function::<$($n,)? NIBBLES_AND_ONE, SIXES>,
+            (Plan::NibblesAndTwo, _) => $function::<$($n,)? NIBBLES_AND_TWO, BYTES16>,
+            (Plan::Pairs, _) => $function::<$($n,)? PAIRS, FOURS>,
+            (Plan::PairsAndOne, _) => $function::<$($n,)? PAIRS_AND_ONE, BYTES16>,
+            (plan, scales) => unreachable!("{plan:?} with {scales:?}"),
+        }
+    }};
+}
+pub(super) use with_large;
+
+/// Where codes lie: the lines of a record, and its lines of further bits.
+#[derive(Clone, Copy)]
+pub(super) struct Source {
+    pub lines: *const u8,
+    pub more: *const u8,
+}
+
+impl Source {
+    pub fn of(record: Record<'_>) -> Self {
+        let [first, _] = record.scheme.code_lines(record.octets);
+        let lines = record.bytes.as_ptr();
+        Self { lines, more: lines.wrapping_add(first * LINE_BYTES) }
+    }
+}
+
+/// # Safety
+/// 64 bytes must be there.
+#[inline]
+#[target_feature(enable = "avx512f")]
+unsafe fn line(from: *const u8, line: usize) -> __m512i {
+    // SAFETY: the caller's.
+    unsafe { _mm512_loadu_si512(from.add(line * LINE_BYTES).cast()) }
+}
+
+/// Bits of each byte from `from` on, as `mask` says.
+#[inline]
+#[target_feature(enable = "avx512f,avx512bw")]
+fn bits(line: __m512i, from: usize, mask: i8) -> __m512i {
+    let line = if from == 0 { line } else { _mm512_srl_epi16(line, _mm_cvtsi32_si128(from as i32)) };
+    _mm512_and_si512(line, _mm512_set1_epi8(mask))
+}
+
+/// The low nibbles of one and the bits of `mask` of the other, moved from bit `from` to bit `to`.
+#[inline]
+#[target_feature(enable = "avx512f,avx512bw")]
+fn join(nibbles: __m512i, line: __m512i, [from, to]: [usize; 2], mask: i8) -> __m512i {
+    let moved = match from.cmp(&to) {
+        std::cmp::Ordering::Equal => line,
+        std::cmp::Ordering::Greater => _mm512_srl_epi16(line, _mm_cvtsi32_si128((from - to) as i32)),
+        std::cmp::Ordering::Less => _mm512_sll_epi16(line, _mm_cvtsi32_si128((to - from) as i32)),
+    };
+    const OR_AND: i32 = 0xf8; // a | b & c
+    _mm512_ternarylogic_epi32::<OR_AND>(nibbles, moved, _mm512_set1_epi8(mask))
+}
+
+/// Line `i` of octet `4 t + q`, a byte for each code. See [`Plan`].
+///
+/// # Safety
+/// The source must have that octet.
+#[inline]
+#[target_feature(enable = "avx512f,avx512bw")]
+pub(super) unsafe fn code<const PLAN: u8>(source: Source, [t, q]: [usize; 2], i: usize) -> __m512i {
+    let Source { lines, more } = source;
+    let o = t * 4 + q;
+    // SAFETY: the caller's.
+    unsafe {
+        match PLAN {
+            BYTES => line(lines, o * 8 + i),
+            HALVES => bits(line(lines, o * 4 + i % 4), i / 4 * 4, 15),
+            HALVES_AND_ONE => join(bits(line(lines, o * 4 + i % 4), i / 4 * 4, 15), line(more, o), [i, 4], 16),
+            TABLE => {
+                let table = _mm512_broadcast_i32x4(_mm_loadu_si128(IQ4_OFFSET.as_ptr().cast()));
+                _mm512_shuffle_epi8(table, bits(line(lines, o * 4 + i % 4), i / 4 * 4, 15))
+            }
+            NIBBLES => bits(line(lines, t * 16 + q / 2 * 8 + i), q % 2 * 4, 15),
+            NIBBLES_AND_ONE => {
+                let low = bits(line(lines, t * 16 + q / 2 * 8 + i), q % 2 * 4, 15);
+                let one = _mm512_srl_epi16(line(more, i), _mm_cvtsi32_si128(t as i32 * 4));
+                join(low, one, [q, 4], 16)
+            }
+            NIBBLES_AND_TWO => {
+                let low = bits(line(lines, t * 16 + q % 2 * 8 + i), q / 2 * 4, 15);
+                join(low, line(more, t * 8 + i), [q * 2, 4], 48)
+            }
+            PAIRS => bits(line(lines, t * 8 + i), q * 2, 3),
+            _ => {
+                let low = bits(line(lines, t * 8 + i), q * 2, 3);
+                let one = _mm512_srl_epi16(line(more, i), _mm_cvtsi32_si128(t as i32 * 4));
+                join(low, one, [q, 2], 4)
+            }
+        }
+    }
+}
+
+/// The integer scales of large blocks.
+#[derive(Clone, Copy)]
+pub(super) struct Integers(pub *const u8);
+
+impl Integers {
+    pub fn of(record: Record<'_>) -> Self {
+        Self(record.bytes.as_ptr().wrapping_add(record.scheme.scales_at(OCTETS)))
+    }
+
+    /// The line with the scales of four groups, and its number.
+    #[inline]
+    #[target_feature(enable = "avx512f")]
+    pub unsafe fn line(self, four: usize) -> __m512i {
+        // SAFETY: the caller's: such a line is there.
+        unsafe { line(self.0, four) }
+    }
+
+    /// The scales of group `group` of those in a line, a word of 32 bits for each row.
+    #[inline]
+    #[target_feature(enable = "avx512f")]
+    pub fn scale<const SCALES: u8>(line: __m512i, group: usize) -> __m512i {
+        let right = |line, by: usize| _mm512_srl_epi32(line, _mm_cvtsi32_si128(by as i32));
+        match SCALES {
+            SIXES => _mm512_and_si512(right(line, group * 8), _mm512_set1_epi32(63)),
+            FOURS => _mm512_and_si512(right(line, group * 8), _mm512_set1_epi32(15)),
+            _ => {
+                let top = _mm512_sll_epi32(line, _mm_cvtsi32_si128(24 - group as i32 * 8));
+                _mm512_srai_epi32::<24>(top)
+            }
+        }
+    }
+
+    /// Pairs of minima, or of scales where a code has an offset: of groups 0 and 2 of each four, then of 1 and 3. As
+    /// many as `Self::pairs`.
+    ///
+    /// # Safety
+    /// The integers must be there.
+    #[inline]
+    #[target_feature(enable = "avx512f,avx512bw")]
+    pub unsafe fn pair<const SCALES: u8>(self, pair: usize) -> __m512i {
+        let (four, odd) = (pair / 2, pair % 2);
+        // SAFETY: the caller's.
+        unsafe {
+            match SCALES {
+                SIXES => {
+                    let six = _mm512_set1_epi16(63);
+                    let low = if four == 0 {
+                        self.line(2)
+                    } else {
+                        let top = |line, by: u32| {
+                            let bits = _mm512_and_si512(line, _mm512_set1_epi8(-64));
+                            _mm512_srl_epi16(bits, _mm_cvtsi32_si128(by as i32))
+                        };
+                        let low = _mm512_or_si512(top(self.line(0), 6), top(self.line(1), 4));
+                        _mm512_or_si512(low, top(self.line(2), 2))
+                    };
+                    let low = if odd == 0 { low } else { _mm512_srli_epi16::<8>(low) };
+                    _mm512_and_si512(low, six)
+                }
+                FOURS => {
+                    let by = if odd == 0 { 4 } else { 12 };
+                    let moved = _mm512_srl_epi16(self.line(four), _mm_cvtsi32_si128(by));
+                    _mm512_and_si512(moved, _mm512_set1_epi16(15))
+                }
+                _ => {
+                    let words = self.line(four);
+                    let top = if odd == 0 { _mm512_slli_epi16::<8>(words) } else { words };
+                    _mm512_srai_epi16::<8>(top)
+                }
+            }
+        }
+    }
+
+    /// `d` and the minimum's scale. They follow the integers.
+    ///
+    /// # Safety
+    /// They must be there.
+    #[inline]
+    #[target_feature(enable = "avx512f")]
+    pub unsafe fn floats<const SCALES: u8>(self) -> [__m512; 2] {
+        let at = match SCALES {
+            SIXES => 3,
+            BYTES8 => 2,
+            _ => 4,
+        } * LINE_BYTES;
+        // SAFETY: the caller's.
+        unsafe {
+            let d = halves(self.0.add(at));
+            if SCALES >= BYTES16 {
+                return [d, _mm512_setzero_ps()];
+            }
+            [d, _mm512_sub_ps(_mm512_setzero_ps(), halves(self.0.add(at + PANEL_ROWS * 2)))]
+        }
+    }
+}
+
+/// Pairs of groups of a large block.
+pub(super) const fn pairs(scales: u8) -> usize {
+    match scales {
+        SIXES | BYTES8 => 4,
+        _ => 8,
+    }
+}
+
+/// 16 halves as floats.
+///
+/// # Safety
+/// They must be there.
+#[inline]
+#[target_feature(enable = "avx512f")]
+pub(super) unsafe fn halves(from: *const u8) -> __m512 {
+    // SAFETY: the caller's.
+    unsafe { _mm512_cvtph_ps(_mm256_loadu_si256(from.cast())) }
+}
