@@ -2,7 +2,7 @@
 //!
 //! It knows no model, no file and no request. Start with [`CpuBackend`]; then `panels.rs` (weights as they are repacked
 //! at load), `linear.rs`, where most time goes, `simd/` (the kernels written by hand, one file per instruction set),
-//! `experts.rs` and `attention.rs`. `team.rs` has the threads.
+//! `experts.rs` and `attention/`. `team.rs` has the threads.
 //!
 //! # Numerics
 //! The same bits come out on every instruction set, for any number of threads and whatever else is in the batch:
@@ -18,7 +18,9 @@
 //!   for each 256. For each block in order, with its scale `d` (and minimum `m`), for each plane: `t = d * i` with the
 //!   exact integer `i` of all that the scales leave, with minima `t = fma(m, j, t)` with the exact integer `j`, then
 //!   `acc = fma(x.d, t, acc)`.
-//! - **Attention** runs over an f16 cache in f32, in tiles and splits counted from position 0 (see `attention.rs`).
+//! - **Attention** runs over an f16 cache in f32, in tiles of 64 and splits of 256 positions counted from position 0: a
+//!   score is one chain of fused multiply-adds over the values of the key in order, an output one chain over the
+//!   positions of a split; splits are merged in order (see `attention/`).
 //! - **exp** and what is built on it are our own polynomial; square roots and divisions are IEEE's. Products are fused
 //!   with sums only where it says so, and there always: without hardware for it, a slow exact function is called.
 
