@@ -7,8 +7,8 @@
 //! - A tile at a time, weights `exp(score - most)` with the running maximum `most` are summed in 16 lanes by position;
 //!   where a tile moves the maximum, sums and outputs before it are multiplied by `exp(old - new)`.
 //! - An output is one chain of `fma(weight, value, output)` over the positions of a split.
-//! - Splits are merged in order (`softmax.rs`); at the end the lanes are added as a tree and the output is multiplied by
-//!   one over that.
+//! - Splits are merged in order (`softmax.rs`); at the end the lanes are added as a tree and the output is multiplied
+//!   by one over that.
 //!
 //! Keys are transposed tile by tile, so that both sums have positions or values in lanes and no lanes are added up.
 //! `tasks.rs` cuts the work, `entries.rs` writes the cache, `product.rs` has the kernel that takes most of the time,
@@ -327,7 +327,8 @@ impl AttentionScratch {
         }
     }
 
-    /// Adds the values of the tile of one of the group's kv heads, weighted, to the outputs of the queries that see them.
+    /// Adds the values of the tile of one of the group's kv heads, weighted, to the outputs of the queries that see
+    /// them.
     fn add_values(&mut self, of: &Attend<'_>, [tile, kv]: [usize; 2], group: &Group, ahead: &mut Ahead<'_>) {
         let (queries, [_, value]) = (group.seeing(kv, tile), of.shape.places(group.first_kv + kv, 1));
         let (seen, out_stride) = (|query| of.seen(group, tile, query), of.shape.out_stride());

@@ -25,7 +25,8 @@ pub(super) struct Task {
     cost: usize,
 }
 
-/// Queries that share the decoding of tiles: rows of one sequence with heads of some kv heads. `[kv heads, rows, heads]`
+/// Queries that share the decoding of tiles: rows of one sequence with heads of some kv heads.
+/// `[kv heads, rows, heads]`
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct Group {
     pub first_row: usize,
