@@ -195,6 +195,7 @@ pub(crate) fn upload_table(tensor: &HostTensor) -> Result<Weight> {
 
 pub(crate) fn upload_embedding(tensor: &HostTensor) -> Result<Weight> {
     let stored = Stored::new(tensor)?;
+    tensor.data.release(); // the check read all of it; a step reads a row for each token
     Ok(Weight::new([1, tensor.rows, tensor.cols], stored.bytes(), stored))
 }
 
