@@ -14,7 +14,7 @@ impl Plain for f32 {}
 impl Plain for u16 {}
 impl Plain for u8 {}
 
-/// A slice of zeros at cache-line alignment. Large ones come as untouched pages of the system, huge ones where it can.
+/// A slice of zeros at cache-line alignment. Large ones come as untouched pages of the system.
 pub(crate) struct Zeroed<T: Plain> {
     pointer: *mut T,
     len: usize,
@@ -33,6 +33,40 @@ unsafe impl<T: Plain> Sync for Zeroed<T> {}
 impl<T: Plain> Zeroed<T> {
     /// The product of `lens` values, or [`BackendError::OutOfMemory`] naming `what`.
     pub fn new(what: &str, lens: &[usize]) -> Result<Self> {
+        Self::with_pages(what, lens, false)
+    }
+
+    /// The same in huge pages where the system has them: for memory all of which will be written, for a huge page is
+    /// taken whole.
+    pub fn huge(what: &str, lens: &[usize]) -> Result<Self> {
+        Self::with_pages(what, lens, true)
+    }
+
+    fn with_pages(what: &str, lens: &[usize], huge: bool) -> Result<Self> {
+        let (len, bytes) = Self::sizes(what, lens)?;
+        let refused = || BackendError::OutOfMemory { what: what.into(), bytes };
+        if bytes >= PAGES_MIN_BYTES {
+            let mut pages = memmap2::MmapMut::map_anon(bytes).map_err(|_| refused())?;
+            #[cfg(target_os = "linux")]
+            if huge {
+                let _ = pages.advise(memmap2::Advice::HugePage); // without, it is slower and nothing else
+            }
+            #[cfg(not(target_os = "linux"))]
+            let _ = huge;
+            let pointer = pages.as_mut_ptr().cast::<T>(); // pages are aligned to more than a line
+            return Ok(Self { pointer, len, pages: Some(pages) });
+        }
+        let layout = Self::layout(len).ok_or_else(refused)?;
+        // SAFETY: the layout's size is not 0 (see `layout`).
+        let pointer = unsafe { alloc_zeroed(layout) }.cast::<T>();
+        if pointer.is_null() {
+            return Err(refused());
+        }
+        Ok(Self { pointer, len, pages: None })
+    }
+
+    /// Values and bytes, if the machine has so many.
+    fn sizes(what: &str, lens: &[usize]) -> Result<(usize, usize)> {
         let refused = |bytes| BackendError::OutOfMemory { what: what.into(), bytes };
         let len = lens.iter().try_fold(1usize, |product, &len| product.checked_mul(len));
         let len = len.ok_or_else(|| refused(usize::MAX))?;
@@ -40,20 +74,7 @@ impl<T: Plain> Zeroed<T> {
         if machine_bytes().is_some_and(|all| bytes > all) {
             return Err(refused(bytes)); // the system might promise it and kill us later
         }
-        if bytes >= PAGES_MIN_BYTES {
-            let mut pages = memmap2::MmapMut::map_anon(bytes).map_err(|_| refused(bytes))?;
-            #[cfg(target_os = "linux")]
-            let _ = pages.advise(memmap2::Advice::HugePage); // without, it is slower and nothing else
-            let pointer = pages.as_mut_ptr().cast::<T>(); // pages are aligned to more than a line
-            return Ok(Self { pointer, len, pages: Some(pages) });
-        }
-        let layout = Self::layout(len).ok_or_else(|| refused(bytes))?;
-        // SAFETY: the layout's size is not 0 (see `layout`).
-        let pointer = unsafe { alloc_zeroed(layout) }.cast::<T>();
-        if pointer.is_null() {
-            return Err(refused(bytes));
-        }
-        Ok(Self { pointer, len, pages: None })
+        Ok((len, bytes))
     }
 
     fn layout(len: usize) -> Option<Layout> {

@@ -168,9 +168,12 @@ struct Stacked<'a> {
     panels: usize,
     /// Where its panels start.
     at: usize,
-    /// Panels that are not done.
-    left: AtomicUsize,
+    /// Panels that are not done, of each [`PART_PANELS`].
+    left: Vec<AtomicUsize>,
 }
+
+/// Panels after which their stored bytes are given back: a large matrix is not held twice.
+const PART_PANELS: usize = 64;
 
 impl Panels {
     /// Repacks matrices of whole blocks into one piece of memory; says of the bytes of each that they are not read any
@@ -193,7 +196,7 @@ impl Panels {
                 panel_bytes,
                 panels: tensor.rows.div_ceil(PANEL_ROWS),
                 at: bytes,
-                left: AtomicUsize::new(tensor.rows.div_ceil(PANEL_ROWS)),
+                left: parts_of(tensor.rows.div_ceil(PANEL_ROWS)),
             };
             bytes += of.panels * panel_bytes;
             panels += of.panels;
@@ -202,7 +205,7 @@ impl Panels {
         let stacked: Vec<Stacked<'_>> = stacked.collect();
         let what =
             || stacked.first().map_or(String::new(), |first| format!("the weights from '{}' on", first.tensor.name));
-        let mut memory = Zeroed::new(&what(), &[bytes])?;
+        let mut memory = Zeroed::huge(&what(), &[bytes])?;
         let shares = Shares::new(&mut memory);
         let (next, broken) = (AtomicUsize::new(0), AtomicBool::new(false));
         team.run_if_worth(bytes, |_, _| {
@@ -226,8 +229,11 @@ impl Panels {
                 if !pack::panel(simd, now, rows, out) {
                     broken.store(true, Ordering::Relaxed);
                 }
-                if now.left.fetch_sub(1, Ordering::Relaxed) == 1 {
-                    now.tensor.data.release();
+                let part = number / PART_PANELS;
+                if now.left[part].fetch_sub(1, Ordering::Relaxed) == 1 {
+                    let part_bytes = PART_PANELS * PANEL_ROWS * now.row_bytes;
+                    let (start, end) = (part * part_bytes, ((part + 1) * part_bytes).min(now.tensor.data.len()));
+                    now.tensor.data.slice(start..end).expect("a part of the tensor").release();
                 }
             }
         });
@@ -297,6 +303,10 @@ pub(crate) struct Record<'a> {
     pub octets: usize,
     /// Its first column.
     pub start: usize,
+}
+
+fn parts_of(panels: usize) -> Vec<AtomicUsize> {
+    (0..panels).step_by(PART_PANELS).map(|first| AtomicUsize::new((panels - first).min(PART_PANELS))).collect()
 }
 
 fn panel_bytes(scheme: &Scheme, cols: usize) -> usize {
