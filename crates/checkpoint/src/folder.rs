@@ -134,8 +134,8 @@ impl Owner for MappedFile {
         #[cfg(unix)]
         {
             let advice = memmap2::UncheckedAdvice::DontNeed;
-            // SAFETY: the map is private and only read: whoever reads on gets the same bytes from the file again. A
-            // hint that is refused changes nothing.
+            // SAFETY: the map is only read: whoever reads on gets the same bytes from the file again. A hint that is
+            // refused changes nothing.
             let _ = unsafe { self.0.unchecked_advise_range(advice, range.start, range.len()) };
         }
         #[cfg(not(unix))]

@@ -399,6 +399,7 @@ unsafe fn small<const MINS: bool>(
     let offset = -i32::from(scheme.offset);
     let mut spread = Spread([0; _], [0.0; _]);
     let integer_sums: &mut [Integers16; 4] = scratch.sums.as_flattened_mut().try_into().expect("four");
+    // Steps between: the sums of the step just before are still on their way to memory.
     const LAG: usize = 2;
     // SAFETY: the caller's.
     unsafe {
@@ -407,7 +408,7 @@ unsafe fn small<const MINS: bool>(
                 0 => [_mm512_setzero_ps(); TILE_ROWS],
                 _ => std::array::from_fn(|row| _mm512_load_ps(sums.0[row].as_ptr())),
             };
-            // The products of one step while the floats of the one before are computed.
+            // The products of one step while the floats of an earlier one are computed.
             for step in 0..octets * planes + LAG {
                 if step < octets * planes {
                     let (o, plane) = (step / planes, step % planes);
