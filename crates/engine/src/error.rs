@@ -23,6 +23,9 @@ pub enum EngineError {
     /// A sick model or device: nothing sound can be drawn. Other requests go on.
     #[error("after token {position}: {problem}")]
     Logits { position: usize, problem: SamplerError },
+    /// The grammar that the request asked for does not go on.
+    #[error("after token {position}: the grammar: {problem}")]
+    Constraint { position: usize, problem: String },
     /// A bug of ours; the engine has ended.
     #[error("the engine panicked: {0}")]
     Panicked(String),

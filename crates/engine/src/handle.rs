@@ -7,6 +7,7 @@ use std::time::Duration;
 
 use lingqu_backend::Backend;
 use lingqu_model::Model;
+use lingqu_sampler::Constraint;
 use lingqu_types::sampling::InvalidParam;
 use lingqu_types::{GenerateRequest, Limits};
 
@@ -94,6 +95,15 @@ impl Drop for Engine {
 impl EngineHandle {
     /// Queues a request. Never waits.
     pub fn submit(&self, request: GenerateRequest) -> Result<TokenStream, SubmitError> {
+        self.submit_constrained(request, None)
+    }
+
+    /// [`EngineHandle::submit`] with a grammar that every token must follow.
+    pub fn submit_constrained(
+        &self,
+        request: GenerateRequest,
+        constraint: Option<Box<dyn Constraint>>,
+    ) -> Result<TokenStream, SubmitError> {
         let outputs_max = self.check(&request)?;
         let unread_max = self.facts.limits.unread_tokens_max;
         self.mailbox.submit(|id| {
@@ -102,7 +112,7 @@ impl EngineHandle {
             let prompt_tokens = request.prompt.len() as u32;
             let start = StreamStart { id, prompt_tokens, seed };
             let (sender, stream) = channel(start, unread_max, self.mailbox.clone());
-            (Submission { id, request, outputs_max, seed, sender }, stream)
+            (Submission { id, request, constraint, outputs_max, seed, sender }, stream)
         })
     }
 

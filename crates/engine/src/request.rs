@@ -1,6 +1,6 @@
 //! One request inside the engine: its tokens, its sampler, and what its client is told.
 
-use lingqu_sampler::{Draw, LogProbs, Sampled, Sampler, SamplerError, Top, top_wanted};
+use lingqu_sampler::{Constraint, Draw, LogProbs, Sampled, Sampler, SamplerError, TokenMask, Top, top_wanted};
 use lingqu_scheduler::{SliceOutcome, SlicePlan};
 use lingqu_types::request::TopLogprobs;
 use lingqu_types::{FinishReason, GenerateRequest, RequestId, TokenId, TokenOutput, Usage};
@@ -12,6 +12,7 @@ use crate::{EngineConfig, EngineError};
 pub(crate) struct Submission {
     pub id: RequestId,
     pub request: GenerateRequest,
+    pub constraint: Option<Box<dyn Constraint>>,
     /// Output tokens at most, the context's bound included.
     pub outputs_max: usize,
     pub seed: u64,
@@ -21,6 +22,7 @@ pub(crate) struct Submission {
 /// A request in the loop.
 pub(crate) struct Active {
     request: GenerateRequest,
+    constraint: Option<Box<dyn Constraint>>,
     outputs_max: usize,
     seed: u64,
     pub sender: EventSender,
@@ -44,7 +46,7 @@ enum Drawn {
 
 impl Active {
     pub fn new(submission: Submission, config: &EngineConfig) -> Self {
-        let Submission { mut request, outputs_max, seed, sender, .. } = submission;
+        let Submission { mut request, constraint, outputs_max, seed, sender, .. } = submission;
         let tokens = std::mem::take(&mut request.prompt);
         let mut stops = std::mem::take(&mut request.stop.stop_token_ids);
         if !request.stop.ignore_eos {
@@ -53,11 +55,24 @@ impl Active {
         stops.sort_unstable();
         let prompt_tokens = tokens.len();
         let scores = PromptLogprobs::default();
-        Self { request, outputs_max, seed, sender, tokens, prompt_tokens, stops, sampler: None, scores, drawn: None }
+        Self {
+            request,
+            constraint,
+            outputs_max,
+            seed,
+            sender,
+            tokens,
+            prompt_tokens,
+            stops,
+            sampler: None,
+            scores,
+            drawn: None,
+        }
     }
 
     /// Takes the logits of one computed slice, `[slice.logit_rows, vocab]`, and tells the client what follows.
-    pub fn deliver(&mut self, slice: &SlicePlan, logits: &mut [f32], vocab: usize) -> SliceOutcome {
+    pub fn deliver(&mut self, slice: &SlicePlan, logits: &mut [f32], mask: &mut TokenMask) -> SliceOutcome {
+        let vocab = logits.len().checked_div(slice.logit_rows).unwrap_or(0);
         let first = slice.context + slice.rows - slice.logit_rows;
         match self.score_prompt(first, logits, vocab) {
             Ok(true) => {}
@@ -72,13 +87,15 @@ impl Active {
         }
         let last = logits.len() - vocab;
         let outputs = self.tokens.len() - self.prompt_tokens + 1;
-        match self.draw(&mut logits[last..]) {
-            Err(problem) => self.fail(EngineError::Logits { position: self.tokens.len() - 1, problem }),
+        match self.draw(&mut logits[last..], mask) {
+            Err(error) => self.fail(error),
             Ok(Drawn::Stop) => self.finish(FinishReason::Stop, outputs),
             Ok(Drawn::Token(token)) => {
                 self.tokens.push(token.token);
+                let is_over = self.constraint.as_ref().is_some_and(|constraint| constraint.is_over());
                 match self.sender.send(TokenEvent::Token(token)) {
                     false => SliceOutcome::Finished,
+                    true if is_over => self.finish(FinishReason::Stop, outputs),
                     true if outputs == self.outputs_max => self.finish(FinishReason::Length, outputs),
                     true => SliceOutcome::Advanced,
                 }
@@ -91,7 +108,8 @@ impl Active {
         let draws_alone = slice.logit_rows == 1 && slice.reaches_end && self.outputs_max > 0;
         let is_scored = self.request.prompt_logprobs.is_none() || self.is_told();
         let wanted = top_wanted(&self.request.sampling);
-        wanted.filter(|_| draws_alone && is_scored && self.request.logprobs.is_none())
+        let plain = self.request.logprobs.is_none() && self.constraint.is_none();
+        wanted.filter(|_| draws_alone && is_scored && plain)
     }
 
     /// By which the sum of [`Top`] is scaled.
@@ -167,18 +185,34 @@ impl Active {
     }
 
     /// Draws the next token from one row of logits, `[vocab]`, unless that is done already.
-    fn draw(&mut self, logits: &mut [f32]) -> Result<Drawn, SamplerError> {
+    fn draw(&mut self, logits: &mut [f32], mask: &mut TokenMask) -> Result<Drawn, EngineError> {
+        let position = self.tokens.len() - 1;
+        let broken = |problem| EngineError::Constraint { position, problem };
+        if let Some(constraint) = &mut self.constraint {
+            mask.clear();
+            constraint.allow(mask).map_err(broken)?;
+        }
         let (sampled, top) = match self.drawn.take() {
             Some(sampled) => (sampled, Vec::new()),
-            None => self.draw_whole(logits)?,
+            None => {
+                let allowed = self.constraint.is_some().then_some(&*mask);
+                self.draw_whole(logits, allowed).map_err(|problem| EngineError::Logits { position, problem })?
+            }
         };
         if self.stops.binary_search(&sampled.token).is_ok() {
             return Ok(Drawn::Stop);
         }
+        if let Some(constraint) = &mut self.constraint {
+            constraint.accept(sampled.token).map_err(broken)?;
+        }
         Ok(Drawn::Token(TokenOutput { token: sampled.token, logprob: sampled.logprob, top }))
     }
 
-    fn draw_whole(&mut self, logits: &mut [f32]) -> Result<(Sampled, TopLogprobs), SamplerError> {
+    fn draw_whole(
+        &mut self,
+        logits: &mut [f32],
+        allowed: Option<&TokenMask>,
+    ) -> Result<(Sampled, TopLogprobs), SamplerError> {
         let (prompt, outputs) = self.tokens.split_at(self.prompt_tokens);
         let sampler = self.sampler.get_or_insert_with(|| Sampler::new(&self.request.sampling, self.seed, prompt));
         // The model's own distribution: taken before the sampler changes the logits.
@@ -187,7 +221,7 @@ impl Active {
             _ => Vec::new(),
         };
         let report_logprob = self.request.logprobs.is_some();
-        let how = Draw { output_index: outputs.len() as u64, report_logprob, allowed: None };
+        let how = Draw { output_index: outputs.len() as u64, report_logprob, allowed };
         Ok((sampler.sample(logits, how)?, top))
     }
 }

@@ -6,6 +6,7 @@ use std::sync::Arc;
 
 use lingqu_backend::{Backend, BackendError, KvSpec, KvStore};
 use lingqu_model::Model;
+use lingqu_sampler::TokenMask;
 use lingqu_scheduler::{NewSequence, Scheduler, SliceOutcome, StepPlan};
 use lingqu_types::{Batch, FinishReason, RequestId, SequenceSlice};
 
@@ -28,6 +29,8 @@ pub(crate) struct StepLoop {
     /// `[logit_rows_max, vocab]`
     logits: Vec<f32>,
     outcomes: Vec<SliceOutcome>,
+    /// What a grammar allows, one request after the other. `[vocab]`
+    mask: TokenMask,
     vocab: usize,
 }
 
@@ -54,6 +57,7 @@ impl StepLoop {
             batch: Batch::default(),
             logits: vec![0.0; limits.logit_rows_max * vocab],
             outcomes: Vec::new(),
+            mask: TokenMask::new(vocab),
             vocab,
             config,
             model,
@@ -176,7 +180,7 @@ impl StepLoop {
             let (rows, after) = rest.split_at_mut(slice.logit_rows * self.vocab);
             rest = after;
             let request = self.requests.get_mut(&slice.id).expect("the scheduler knows only live requests");
-            let outcome = request.deliver(slice, rows, self.vocab);
+            let outcome = request.deliver(slice, rows, &mut self.mask);
             if outcome == SliceOutcome::Finished {
                 self.requests.remove(&slice.id);
             } else if request.sender.pause() {

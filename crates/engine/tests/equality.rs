@@ -32,7 +32,7 @@ fn random_request(rng: &mut Rng, context: usize) -> GenerateRequest {
     };
     let logprobs = rng.chance(30).then(|| rng.below(5) as u32);
     let prompt_logprobs = rng.chance(25).then(|| rng.below(4) as u32);
-    GenerateRequest { prompt, sampling, stop, logprobs, prompt_logprobs }
+    GenerateRequest { sampling, stop, logprobs, prompt_logprobs, ..GenerateRequest::new(prompt) }
 }
 
 #[test]

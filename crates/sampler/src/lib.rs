@@ -10,6 +10,7 @@
 
 #![forbid(unsafe_code)]
 
+mod constraint;
 mod exp;
 mod filter;
 mod logprobs;
@@ -17,6 +18,7 @@ mod mask;
 mod sampler;
 mod top;
 
+pub use constraint::Constraint;
 pub use logprobs::{LogProbs, logprob, top_logprobs};
 pub use mask::TokenMask;
 pub use sampler::{Draw, Sampled, Sampler};

@@ -14,6 +14,11 @@ impl TokenMask {
         Self { words: vec![0; vocab.div_ceil(64)] }
     }
 
+    /// Allows none any more.
+    pub fn clear(&mut self) {
+        self.words.fill(0);
+    }
+
     /// Bit `i % 64` of word `i / 64` allows token `i`; for grammar engines that fill it.
     pub fn words_mut(&mut self) -> &mut [u64] {
         &mut self.words

@@ -13,5 +13,5 @@ pub mod sampling;
 pub use batch::{Batch, SequenceSlice};
 pub use ids::{BlockId, RequestId, TokenId};
 pub use limits::Limits;
-pub use request::{FinishReason, GenerateRequest, StopConditions, TokenOutput, Usage};
+pub use request::{FinishReason, GenerateRequest, Priority, Service, StopConditions, TokenOutput, Usage};
 pub use sampling::SamplingParams;

@@ -1,5 +1,8 @@
 //! What a client asks of the engine, and what comes back for each token.
 
+use std::sync::Arc;
+use std::time::Instant;
+
 use crate::ids::TokenId;
 use crate::sampling::{InvalidParam, SamplingParams};
 
@@ -14,6 +17,29 @@ pub struct GenerateRequest {
     pub logprobs: Option<u32>,
     /// The same for every prompt position.
     pub prompt_logprobs: Option<u32>,
+    pub service: Service,
+    /// Name of the LoRA adapter that answers; `None`: the base model.
+    pub adapter: Option<Arc<str>>,
+}
+
+/// On whose account a request runs, and how urgently. It never changes what is answered.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Service {
+    pub priority: Priority,
+    /// Who shares the machine fairly with whom: a department. Empty: the one of all who did not say.
+    pub tenant: Arc<str>,
+    /// A request that has not ended by then fails.
+    pub deadline: Option<Instant>,
+}
+
+/// Which requests go first. Within one priority tenants share by weight.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum Priority {
+    /// Somebody waits for it.
+    #[default]
+    Interactive,
+    /// Runs with what the others leave, but is never starved.
+    Batch,
 }
 
 /// When a generation ends, as far as tokens tell.
@@ -60,6 +86,19 @@ pub struct Usage {
 }
 
 impl GenerateRequest {
+    /// A request that says nothing but its prompt: plain sampling until the model ends, for nobody in particular.
+    pub fn new(prompt: Vec<TokenId>) -> Self {
+        Self {
+            prompt,
+            sampling: SamplingParams::default(),
+            stop: StopConditions::default(),
+            logprobs: None,
+            prompt_logprobs: None,
+            service: Service::default(),
+            adapter: None,
+        }
+    }
+
     /// Checks all that can be told without the model; `vocab` is the number of token ids.
     pub fn validate(&self, vocab: usize) -> Result<(), InvalidParam> {
         self.sampling.validate()?;
@@ -88,13 +127,7 @@ mod tests {
     #[test]
     fn unknown_ids_are_named_by_field() {
         let check = |field: &str, edit: fn(&mut GenerateRequest)| {
-            let mut r = GenerateRequest {
-                prompt: vec![1],
-                sampling: SamplingParams::default(),
-                stop: StopConditions::default(),
-                logprobs: None,
-                prompt_logprobs: None,
-            };
+            let mut r = GenerateRequest::new(vec![1]);
             assert_eq!(r.validate(10), Ok(()));
             edit(&mut r);
             assert_eq!(r.validate(10).expect_err(field).field, field);

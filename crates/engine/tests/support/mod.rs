@@ -41,11 +41,9 @@ pub fn start_on(backend: ToyBackend, limits: &Limits, faults: ToyFaults) -> (Eng
 
 pub fn request(prompt: &[TokenId], max_tokens: u32) -> GenerateRequest {
     GenerateRequest {
-        prompt: prompt.to_vec(),
         sampling: SamplingParams { seed: Some(1), ..SamplingParams::default() },
         stop: StopConditions { max_tokens: Some(max_tokens), ignore_eos: true, ..StopConditions::default() },
-        logprobs: None,
-        prompt_logprobs: None,
+        ..GenerateRequest::new(prompt.to_vec())
     }
 }
 

@@ -43,11 +43,11 @@ pub async fn generation(served: &Served, wire: v1::GenerateRequest) -> Result<Ge
         }
     };
     let request = GenerateRequest {
-        prompt: prompt.ids,
         sampling: checked.sampling,
         stop: checked.stop,
         logprobs: checked.logprobs,
         prompt_logprobs: checked.prompt_logprobs,
+        ..GenerateRequest::new(prompt.ids)
     };
     let text = TextOptions {
         stop_strings: checked.stop_strings,

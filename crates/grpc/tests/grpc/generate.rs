@@ -41,11 +41,11 @@ async fn streams_equal_unary_replies_and_the_engine() {
         assert_eq!(without_id(streamed), without_id(once.clone()));
 
         let direct = GenerateRequest {
-            prompt: toy::ids("<bos>hello 你好"),
             sampling: SamplingParams { seed: Some(seed), ..Options::default().default_sampling },
             stop: StopConditions { max_tokens: Some(12), ignore_eos: true, ..StopConditions::default() },
             logprobs: Some(3),
             prompt_logprobs: Some(2),
+            ..GenerateRequest::new(toy::ids("<bos>hello 你好"))
         };
         let mut tokens: Vec<TokenOutput> = Vec::new();
         let mut stream = server.engine.handle().submit(direct).expect("room");

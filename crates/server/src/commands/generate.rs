@@ -31,11 +31,9 @@ pub fn run(args: &GenerateArgs) -> Result<()> {
     let loaded_s = started.elapsed().as_secs_f64();
 
     let request = GenerateRequest {
-        prompt,
         sampling,
         stop: StopConditions { max_tokens: Some(args.max_tokens), ..Default::default() },
-        logprobs: None,
-        prompt_logprobs: None,
+        ..GenerateRequest::new(prompt)
     };
     let began = Instant::now();
     let stream = engine.handle().submit(request).map_err(|e| anyhow!("{e}"))?;
