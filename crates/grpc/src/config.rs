@@ -19,8 +19,6 @@ pub struct GrpcConfig {
     pub request_read_timeout: Duration,
     /// Bytes of one unary reply, before it is refused in favour of the streaming call. Clients take 4 MiB by default.
     pub reply_bytes_max: usize,
-    /// Prompts tokenized at once, each on a thread of its own.
-    pub text_work_max: usize,
     /// A silent connection is asked for a sign of life this often, and closed when it gives none for as long again.
     pub keepalive_interval: Duration,
     /// For calls to end once the server stops ([`crate::Phase::Stopping`]); what is left is cut off.
@@ -37,7 +35,6 @@ impl Default for GrpcConfig {
             request_bytes_in_flight_max: 256 << 20,
             request_read_timeout: Duration::from_secs(30),
             reply_bytes_max: 4 << 20,
-            text_work_max: 2,
             keepalive_interval: Duration::from_secs(30),
             stop_timeout: Duration::from_secs(5),
         }

@@ -1,92 +1,74 @@
-//! One generation from its request to its last event.
+//! One generation of `lingqu.v1` from its request to its last event.
 
 use std::sync::Arc;
 
-use lingqu_engine::text::{TextEvent, TextStream};
-use lingqu_engine::{EngineError, Finished};
+use lingqu_engine::Finished;
 use lingqu_proto::v1;
 use lingqu_proto::v1::generate_event::Event;
-use lingqu_types::{RequestId, SamplingParams, TokenId};
+use lingqu_serving::reply::ReplyEvent;
+use lingqu_serving::{Reply, Served};
+use lingqu_types::RequestId;
 use tonic::Status;
 
 use crate::convert::event::{Answered, PromptParts, delta, finished};
-use crate::convert::generate::{generation, submit_error};
-use crate::model::Served;
-use crate::status::{internal, invalid};
+use crate::convert::generate::ask;
+use crate::status::status;
 
 /// The events of a generation. Dropping it before its end stops the generation.
 pub(crate) struct Events {
     served: Arc<Served>,
-    id: RequestId,
-    text: TextStream,
+    reply: Reply,
     /// Parts of the prompt's log-probabilities that are still to be told.
     prompt_parts: Option<PromptParts>,
-    /// Kept for the prompt's log-probabilities, if asked for.
-    prompt: Vec<TokenId>,
-    sampling: SamplingParams,
-    ended: bool,
 }
 
 impl Events {
     /// Checks and submits a request.
     pub async fn start(served: Arc<Served>, wire: v1::GenerateRequest) -> Result<Self, Status> {
-        let asked = generation(&served, wire).await?;
-        let sampling = asked.request.sampling.clone();
-        let prompt = match asked.request.prompt_logprobs {
-            Some(_) => asked.request.prompt.clone(),
-            None => Vec::new(),
-        };
-        let tokens = served.model.engine.submit(asked.request).map_err(|e| submit_error(e, asked.input_field))?;
-        let id = tokens.id;
-        let tokenizer = Arc::clone(&served.model.tokenizer);
-        let text = TextStream::new(tokens, tokenizer, asked.text).map_err(|e| invalid("stop", e))?;
-        tracing::debug!(request = %id, "submitted");
-        Ok(Self { served, id, text, prompt_parts: None, prompt, sampling, ended: false })
+        let asked = ask(wire, &served.model.default_sampling)?;
+        let reply = Reply::start(&served, asked).await.map_err(status)?;
+        Ok(Self { served, reply, prompt_parts: None })
     }
 
     /// The request's id in the log.
     pub fn id(&self) -> RequestId {
-        self.id
+        self.reply.id()
     }
 
     /// The next event; `None` after `Finished` or an error.
     pub async fn next(&mut self) -> Option<Result<Event, Status>> {
         loop {
-            if let Some(part) = self.prompt_parts.as_mut().and_then(|p| p.next(&self.served.model.tokenizer)) {
+            let tokenizer = &self.served.model.tokenizer;
+            if let Some(part) = self.prompt_parts.as_mut().and_then(|p| p.next(tokenizer)) {
                 return Some(Ok(Event::PromptLogprobs(part)));
             }
             self.prompt_parts = None;
-            if self.ended {
-                return None;
-            }
-            match self.text.next().await {
-                Some(TextEvent::Prompt(scores)) => {
-                    self.prompt_parts = Some(PromptParts::new(std::mem::take(&mut self.prompt), scores));
+            match self.reply.next().await? {
+                Ok(ReplyEvent::Prompt { tokens, scores }) => {
+                    self.prompt_parts = Some(PromptParts::new(tokens, scores));
                 }
-                Some(TextEvent::Delta { text, reasoning, tokens }) => {
-                    return Some(Ok(Event::Delta(delta(&self.served.model.tokenizer, text, reasoning, tokens))));
+                Ok(ReplyEvent::Delta { text, reasoning, tokens }) => {
+                    return Some(Ok(Event::Delta(delta(tokenizer, text, reasoning, tokens))));
                 }
-                Some(TextEvent::Finished(end)) => return Some(Ok(self.finish(end))),
-                Some(TextEvent::Failed(error)) => return Some(Err(self.fail(&error))),
-                None => return Some(Err(self.fail(&EngineError::Stopped))),
+                Ok(ReplyEvent::Finished(end)) => return Some(Ok(self.finish(end))),
+                Err(error) => return Some(Err(status(error))),
             }
         }
     }
 
-    /// All events in one reply.
+    /// All events in one reply of at most `bytes_max` bytes.
     ///
     /// # Errors
-    /// RESOURCE_EXHAUSTED for a reply larger than the server's bound, besides what the events may hold.
-    pub async fn reply(mut self) -> Result<v1::GenerateReply, Status> {
+    /// RESOURCE_EXHAUSTED for a larger reply, besides what the events may hold.
+    pub async fn reply(mut self, bytes_max: usize) -> Result<v1::GenerateReply, Status> {
         let mut reply = v1::GenerateReply::default();
         let mut bytes = 0;
         while let Some(event) = self.next().await {
             let event = event?;
             bytes += event.encoded_len();
-            if bytes > self.served.reply_bytes_max {
-                let max = self.served.reply_bytes_max;
+            if bytes > bytes_max {
                 return Err(Status::resource_exhausted(format!(
-                    "the reply is larger than {max} bytes: use the streaming Generate, or ask for fewer logprobs"
+                    "the reply is larger than {bytes_max} bytes: use the streaming Generate, or ask for fewer logprobs"
                 )));
             }
             append(&mut reply, event);
@@ -94,32 +76,15 @@ impl Events {
         Ok(reply)
     }
 
-    fn finish(&mut self, end: Finished) -> Event {
-        self.ended = true;
-        let Finished { reason, usage, .. } = end;
-        tracing::info!(
-            request = %self.id,
-            ?reason,
-            prompt_tokens = usage.prompt_tokens,
-            completion_tokens = usage.completion_tokens,
-            "finished"
-        );
+    fn finish(&self, end: Finished) -> Event {
         let card = &self.served.model.card;
         Event::Finished(finished(Answered {
             finished: end,
-            sampling: &self.sampling,
+            sampling: self.reply.sampling(),
             model: &card.name,
             model_fingerprint: &card.fingerprint,
-            request_id: self.id.to_string(),
+            request_id: self.id().to_string(),
         }))
-    }
-
-    fn fail(&mut self, error: &EngineError) -> Status {
-        self.ended = true;
-        match error {
-            EngineError::Stopped => Status::unavailable(format!("request {} was cut off: the server stops", self.id)),
-            error => internal(self.id, error),
-        }
     }
 }
 

@@ -8,6 +8,7 @@ use lingqu_proto::v1;
 use lingqu_proto::v1::inference_server::InferenceServer;
 use lingqu_proto::v1::models_server::ModelsServer;
 use lingqu_proto::v1::tokenizer_server::TokenizerServer;
+use lingqu_serving::Served;
 use tokio::net::TcpListener;
 use tokio::sync::watch;
 use tonic::server::NamedService;
@@ -16,7 +17,6 @@ use tonic_health::ServingStatus;
 use tonic_health::server::HealthReporter;
 
 use crate::config::GrpcConfig;
-use crate::model::{Served, ServedModel};
 use crate::service::inference::InferenceService;
 use crate::service::models::ModelsService;
 use crate::service::tokenizer::TokenizerService;
@@ -67,14 +67,14 @@ pub enum ServeError {
 /// None that a client could cause.
 pub async fn serve(
     config: GrpcConfig,
-    model: ServedModel,
+    served: Arc<Served>,
     listener: TcpListener,
     phase: watch::Receiver<Phase>,
 ) -> Result<(), ServeError> {
-    let engine = model.engine.clone();
-    let served = Arc::new(Served::new(model, config.reply_bytes_max, config.text_work_max));
+    let engine = served.model.engine.clone();
     let bytes_max = config.request_bytes_max;
-    let inference = InferenceServer::new(InferenceService(Arc::clone(&served))).max_decoding_message_size(bytes_max);
+    let inference = InferenceService { served: Arc::clone(&served), reply_bytes_max: config.reply_bytes_max };
+    let inference = InferenceServer::new(inference).max_decoding_message_size(bytes_max);
     let models = ModelsServer::new(ModelsService(Arc::clone(&served))).max_decoding_message_size(bytes_max);
     let tokenizer = TokenizerServer::new(TokenizerService(served)).max_decoding_message_size(bytes_max);
     let (mut reporter, health) = tonic_health::server::health_reporter();

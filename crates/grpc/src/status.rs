@@ -2,7 +2,7 @@
 
 use std::fmt::Display;
 
-use lingqu_types::RequestId;
+use lingqu_serving::RequestError;
 use tonic::Status;
 
 /// INVALID_ARGUMENT: `field` is the field's path in the request.
@@ -15,14 +15,16 @@ pub fn too_many(field: &str, count: usize, max: usize) -> Status {
     invalid(field, format_args!("{count} are more than {max}"))
 }
 
-/// INTERNAL: the client gets an id to quote, the log gets the cause.
-pub fn internal(id: RequestId, cause: impl Display) -> Status {
-    tracing::error!(request = %id, %cause, "request failed");
-    Status::internal(format!("request {id} failed inside the server; its log says why"))
-}
-
-/// INTERNAL for work outside the engine.
-pub fn internal_task(task: &str, cause: impl Display) -> Status {
-    tracing::error!(task, %cause, "request failed");
-    Status::internal(format!("{task} failed inside the server; its log says why"))
+/// An error in gRPC's codes.
+pub fn status(error: RequestError) -> Status {
+    let text = error.to_string();
+    match error {
+        RequestError::Invalid { .. } => Status::invalid_argument(text),
+        RequestError::NotFound(_) => Status::not_found(text),
+        RequestError::Unsupported(_) => Status::failed_precondition(text),
+        RequestError::Exhausted(_) => Status::resource_exhausted(text),
+        RequestError::Unavailable(_) => Status::unavailable(text),
+        RequestError::DeadlineExceeded(_) => Status::deadline_exceeded(text),
+        RequestError::Internal(_) => Status::internal(text),
+    }
 }

@@ -6,7 +6,7 @@ use std::process::Command;
 use serde_json::Value;
 
 /// Floor of every crate, without the `lingqu-` prefix. The binary is `lingqu` itself.
-const FLOORS: [(&str, u32); 20] = [
+const FLOORS: [(&str, u32); 21] = [
     ("types", 0),
     ("tensor", 0),
     ("proto", 0),
@@ -22,10 +22,11 @@ const FLOORS: [(&str, u32); 20] = [
     ("scheduler", 2),
     ("cluster", 2),
     ("engine", 3),
-    ("grpc", 4),
-    ("http", 4),
-    ("governance", 4),
-    ("lingqu", 5),
+    ("serving", 4),
+    ("grpc", 5),
+    ("http", 5),
+    ("governance", 5),
+    ("lingqu", 6),
     ("testkit", DEV),
 ];
 

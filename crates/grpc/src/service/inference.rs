@@ -10,19 +10,23 @@ use tonic::metadata::{MetadataMap, MetadataValue};
 use tonic::{Request, Response, Status};
 
 use crate::generation::Events;
-use crate::model::Served;
+use lingqu_serving::Served;
 
 /// Header of a reply: the request's id in the server's log.
 const REQUEST_ID_HEADER: &str = "x-request-id";
 
-pub(crate) struct InferenceService(pub Arc<Served>);
+pub(crate) struct InferenceService {
+    pub served: Arc<Served>,
+    /// Bytes of a unary reply at most.
+    pub reply_bytes_max: usize,
+}
 
 #[tonic::async_trait]
 impl Inference for InferenceService {
     type GenerateStream = Pin<Box<dyn Stream<Item = Result<v1::GenerateEvent, Status>> + Send>>;
 
     async fn generate(&self, request: Request<v1::GenerateRequest>) -> Result<Response<Self::GenerateStream>, Status> {
-        let events = Events::start(Arc::clone(&self.0), request.into_inner()).await?;
+        let events = Events::start(Arc::clone(&self.served), request.into_inner()).await?;
         let id = events.id().to_string();
         // A client that goes away drops this stream, and with it the generation.
         let stream = futures_util::stream::unfold(events, |mut events| async move {
@@ -38,9 +42,9 @@ impl Inference for InferenceService {
         &self,
         request: Request<v1::GenerateRequest>,
     ) -> Result<Response<v1::GenerateReply>, Status> {
-        let events = Events::start(Arc::clone(&self.0), request.into_inner()).await?;
+        let events = Events::start(Arc::clone(&self.served), request.into_inner()).await?;
         let id = events.id().to_string();
-        let mut response = Response::new(events.reply().await?);
+        let mut response = Response::new(events.reply(self.reply_bytes_max).await?);
         set_request_id(response.metadata_mut(), &id);
         Ok(response)
     }

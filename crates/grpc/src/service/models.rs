@@ -7,7 +7,7 @@ use lingqu_proto::v1::models_server::Models;
 use tonic::{Request, Response, Status};
 
 use crate::convert::sampling::sampling_on_wire;
-use crate::model::{ModelCard, Served};
+use lingqu_serving::{ModelCard, Served};
 
 pub(crate) struct ModelsService(pub Arc<Served>);
 

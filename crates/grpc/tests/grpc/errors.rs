@@ -33,7 +33,7 @@ async fn invalid_fields_are_named() {
     check("chat", |r| r.input = Some(Input::Chat(chat(&[("user", &"x".repeat(100))])))).await;
     check("chat.messages", |r| r.input = Some(Input::Chat(chat(&[])))).await;
     check("chat.messages", |r| r.input = Some(Input::Chat(chat(&[("user", "x"); 2049])))).await;
-    check("chat.messages", |r| r.input = Some(Input::Chat(chat(&[("tool", "42")])))).await;
+    check("chat", |r| r.input = Some(Input::Chat(chat(&[("tool", "42")])))).await;
     check("chat.messages[1].role", |r| r.input = Some(Input::Chat(chat(&[("user", "x"), ("robot", "y")])))).await;
     check("token_ids.ids", |r| r.input = token_ids(&[])).await;
     check("token_ids.ids", |r| r.input = token_ids(&[0, TOY_VOCAB as u32])).await;

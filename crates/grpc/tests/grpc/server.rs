@@ -5,7 +5,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use lingqu_engine::{Engine, EngineConfig};
-use lingqu_grpc::{GrpcConfig, ModelCard, Phase, ServeError, ServedModel, serve};
+use lingqu_grpc::{GrpcConfig, Phase, ServeError, serve};
 use lingqu_model::Model;
 use lingqu_proto::v1;
 use lingqu_proto::v1::generate_event::Event;
@@ -13,6 +13,7 @@ use lingqu_proto::v1::generate_request::Input;
 use lingqu_proto::v1::inference_client::InferenceClient;
 use lingqu_proto::v1::models_client::ModelsClient;
 use lingqu_proto::v1::tokenizer_client::TokenizerClient;
+use lingqu_serving::{ModelCard, Served, ServedModel};
 use lingqu_testkit::toy::{TOY_VOCAB, ToyControl, ToyFaults, ToyModel};
 use lingqu_types::{Limits, SamplingParams};
 use tokio::net::TcpListener;
@@ -85,7 +86,7 @@ impl TestServer {
         let listener = TcpListener::bind("127.0.0.1:0").await.expect("a free port");
         let address = listener.local_addr().expect("bound");
         let (phase, phases) = watch::channel(Phase::Serving);
-        let serving = tokio::spawn(serve(config, model, listener, phases));
+        let serving = tokio::spawn(serve(config, Arc::new(Served::new(model, 2)), listener, phases));
         let endpoint = Channel::from_shared(format!("http://{address}")).expect("an address");
         let channel = endpoint.connect().await.expect("a server");
         Self { address, channel, engine, phase, serving }

@@ -5,8 +5,9 @@ use std::time::Duration;
 
 use anyhow::{Context, Result};
 use lingqu_engine::{Engine, EngineConfig};
-use lingqu_grpc::{GrpcConfig, ModelCard, Phase, ServedModel};
+use lingqu_grpc::{GrpcConfig, Phase};
 use lingqu_model::Package;
+use lingqu_serving::{ModelCard, Served, ServedModel};
 use lingqu_types::Limits;
 use tokio::net::TcpListener;
 use tokio::signal::unix::{Signal, SignalKind, signal};
@@ -18,6 +19,8 @@ use crate::wiring;
 
 /// Threads that speak gRPC; the model's own threads are separate.
 const NETWORK_THREADS: usize = 2;
+/// Prompts tokenized at once, each on a thread of its own.
+const TEXT_WORK_MAX: usize = 2;
 
 pub fn run(args: &ServeArgs) -> Result<()> {
     tracing_subscriber::fmt().with_writer(std::io::stderr).with_max_level(tracing::Level::INFO).init();
@@ -53,6 +56,7 @@ pub fn run(args: &ServeArgs) -> Result<()> {
     eprintln!("lingqu: serving {} with {}", served.card.name, backend.capabilities().name);
     eprintln!("lingqu: gRPC on {}", listener.local_addr()?);
     let drain_timeout = Duration::from_secs(args.drain_timeout);
+    let served = Arc::new(Served::new(served, TEXT_WORK_MAX));
     runtime.block_on(serve_until_signal(engine, served, listener, signals, drain_timeout))
 }
 
@@ -101,7 +105,7 @@ impl Signals {
 /// Serves until a signal comes; then refuses new requests, lets running ones end, and closes the port.
 async fn serve_until_signal(
     engine: Engine,
-    served: ServedModel,
+    served: Arc<Served>,
     listener: TcpListener,
     mut signals: Signals,
     drain_timeout: Duration,

@@ -1,4 +1,4 @@
-//! What the services serve.
+//! What is served.
 
 use std::sync::Arc;
 
@@ -6,9 +6,8 @@ use lingqu_engine::EngineHandle;
 use lingqu_tokenizer::Tokenizer;
 use lingqu_types::{SamplingParams, TokenId};
 use tokio::sync::Semaphore;
-use tonic::Status;
 
-use crate::status;
+use crate::RequestError;
 
 /// A model with its engine, as the wiring hands it over.
 pub struct ServedModel {
@@ -36,27 +35,27 @@ pub struct ModelCard {
     pub eos_token_ids: Vec<TokenId>,
 }
 
-/// A served model, shared by the services.
-pub(crate) struct Served {
+/// A served model, shared by all front ends.
+pub struct Served {
     pub model: ServedModel,
-    /// Bytes of a unary reply at most.
-    pub reply_bytes_max: usize,
     /// Tokenizing and templates are work for a CPU: only so many at once, off the threads that serve connections.
     text_work: Semaphore,
 }
 
 impl Served {
-    pub fn new(model: ServedModel, reply_bytes_max: usize, text_work_max: usize) -> Self {
-        Self { model, reply_bytes_max, text_work: Semaphore::new(text_work_max.clamp(1, Semaphore::MAX_PERMITS)) }
+    /// `text_work_max` prompts are tokenized at once, each on a thread of its own.
+    pub fn new(model: ServedModel, text_work_max: usize) -> Self {
+        Self { model, text_work: Semaphore::new(text_work_max.clamp(1, Semaphore::MAX_PERMITS)) }
     }
 
-    /// NOT_FOUND unless `name` is empty or this model's.
-    pub fn check_name(&self, name: &str) -> Result<(), Status> {
+    /// # Errors
+    /// [`RequestError::NotFound`] unless `name` is empty or this model's.
+    pub fn check_name(&self, name: &str) -> Result<(), RequestError> {
         match name.is_empty() || name == self.model.card.name {
             true => Ok(()),
             false => {
                 let served = &self.model.card.name;
-                Err(Status::not_found(format!("model: this server has no such model; it serves {served:?}")))
+                Err(RequestError::NotFound(format!("model: this server has no such model; it serves {served:?}")))
             }
         }
     }
@@ -65,11 +64,11 @@ impl Served {
     pub async fn off_thread<T: Send + 'static>(
         &self,
         task: &'static str,
-        work: impl FnOnce(&Tokenizer) -> Result<T, Status> + Send + 'static,
-    ) -> Result<T, Status> {
-        let _turn = self.text_work.acquire().await.map_err(|e| status::internal_task(task, e))?;
+        work: impl FnOnce(&Tokenizer) -> Result<T, RequestError> + Send + 'static,
+    ) -> Result<T, RequestError> {
+        let _turn = self.text_work.acquire().await.map_err(|e| RequestError::internal_task(task, e))?;
         let tokenizer = Arc::clone(&self.model.tokenizer);
         let result = tokio::task::spawn_blocking(move || work(&tokenizer)).await;
-        result.map_err(|e| status::internal_task(task, e))?
+        result.map_err(|e| RequestError::internal_task(task, e))?
     }
 }

@@ -1,0 +1,162 @@
+//! What comes back: the events of one sample, or of several side by side.
+
+use std::pin::Pin;
+use std::sync::Arc;
+
+use futures_util::stream::{self, SelectAll, Stream, StreamExt};
+use lingqu_engine::text::{TextEvent, TextStream};
+use lingqu_engine::{EngineError, Finished, PromptLogprobs};
+use lingqu_types::{RequestId, SamplingParams, TokenId, TokenOutput};
+
+use crate::RequestError;
+use crate::ask::Ask;
+use crate::model::Served;
+use crate::prepare::{Prepared, prepare};
+
+/// Seeds stay exact in every number format a client may use.
+const SEED_MASK: u64 = (1 << 53) - 1;
+
+/// What a client hears of one sample, in this order: at most one `Prompt`, any number of `Delta`, one `Finished`.
+#[derive(Clone, Debug)]
+pub enum ReplyEvent {
+    /// Only if it was asked for, and of the first sample alone.
+    Prompt {
+        tokens: Vec<TokenId>,
+        scores: PromptLogprobs,
+    },
+    /// What one or a few tokens added.
+    Delta {
+        text: String,
+        reasoning: String,
+        tokens: Vec<TokenOutput>,
+    },
+    Finished(Finished),
+}
+
+/// One sample under way. Dropping it before its end stops the generation.
+pub struct Reply {
+    id: RequestId,
+    text: TextStream,
+    sampling: Arc<SamplingParams>,
+    /// Kept for the prompt's log-probabilities, if asked for.
+    prompt: Vec<TokenId>,
+    ended: bool,
+}
+
+impl Reply {
+    /// Asks for one sample.
+    ///
+    /// # Errors
+    /// What is wrong with the question, or why the engine does not take it.
+    pub async fn start(served: &Served, ask: Ask) -> Result<Self, RequestError> {
+        let mut samples = start(served, Ask { choices: 1, ..ask }).await?;
+        Ok(samples.pop().expect("one sample was asked for"))
+    }
+
+    /// The request's id in the log.
+    pub fn id(&self) -> RequestId {
+        self.id
+    }
+
+    /// The sampling in effect, but for the seed, which [`Finished`] tells.
+    pub fn sampling(&self) -> &SamplingParams {
+        &self.sampling
+    }
+
+    /// The next event; `None` after `Finished` or an error. Cancel safe.
+    pub async fn next(&mut self) -> Option<Result<ReplyEvent, RequestError>> {
+        if self.ended {
+            return None;
+        }
+        Some(match self.text.next().await {
+            Some(TextEvent::Prompt(scores)) => {
+                Ok(ReplyEvent::Prompt { tokens: std::mem::take(&mut self.prompt), scores })
+            }
+            Some(TextEvent::Delta { text, reasoning, tokens }) => Ok(ReplyEvent::Delta { text, reasoning, tokens }),
+            Some(TextEvent::Finished(end)) => Ok(self.finish(end)),
+            Some(TextEvent::Failed(error)) => Err(self.fail(&error)),
+            None => Err(self.fail(&EngineError::Stopped)),
+        })
+    }
+
+    fn finish(&mut self, end: Finished) -> ReplyEvent {
+        self.ended = true;
+        tracing::info!(
+            request = %self.id,
+            reason = ?end.reason,
+            prompt_tokens = end.usage.prompt_tokens,
+            completion_tokens = end.usage.completion_tokens,
+            "finished"
+        );
+        ReplyEvent::Finished(end)
+    }
+
+    fn fail(&mut self, error: &EngineError) -> RequestError {
+        self.ended = true;
+        RequestError::engine(self.id, error)
+    }
+}
+
+/// Which sample, and what came of it.
+type Indexed = (usize, Result<ReplyEvent, RequestError>);
+
+/// All samples of one question. Dropping it stops those that have not ended.
+pub struct Replies {
+    ids: Vec<RequestId>,
+    events: SelectAll<Pin<Box<dyn Stream<Item = Indexed> + Send>>>,
+}
+
+impl Replies {
+    /// # Errors
+    /// As [`Reply::start`]; either every sample is taken or none.
+    pub async fn start(served: &Served, ask: Ask) -> Result<Self, RequestError> {
+        let samples = start(served, ask).await?;
+        let ids = samples.iter().map(Reply::id).collect();
+        let events = samples.into_iter().enumerate().map(|(index, reply)| {
+            let events = stream::unfold(reply, move |mut reply| async move {
+                let event = reply.next().await?;
+                Some(((index, event), reply))
+            });
+            Box::pin(events) as Pin<Box<dyn Stream<Item = Indexed> + Send>>
+        });
+        Ok(Self { ids, events: events.collect() })
+    }
+
+    /// The samples' ids in the log.
+    pub fn ids(&self) -> &[RequestId] {
+        &self.ids
+    }
+
+    /// The next event and which sample it is of; `None` after the last of all. Cancel safe.
+    pub async fn next(&mut self) -> Option<Indexed> {
+        self.events.next().await
+    }
+}
+
+/// Submits every sample of a question.
+async fn start(served: &Served, ask: Ask) -> Result<Vec<Reply>, RequestError> {
+    let (choices, names) = (ask.choices, ask.names);
+    let Prepared { request, text } = prepare(served, ask).await?;
+    let sampling = Arc::new(request.sampling.clone());
+    let mut samples: Vec<Reply> = Vec::with_capacity(choices as usize);
+    for index in 0..u64::from(choices) {
+        let mut request = request.clone();
+        if index > 0 {
+            request.prompt_logprobs = None;
+            // The first sample's seed is the client's, or else the engine's choice.
+            request.sampling.seed = request.sampling.seed.map(|seed| seed.wrapping_add(index) & SEED_MASK);
+        }
+        let prompt = match request.prompt_logprobs {
+            Some(_) => request.prompt.clone(),
+            None => Vec::new(),
+        };
+        // Samples that are taken already are aborted if a later one is not.
+        let tokens = served.model.engine.submit(request).map_err(|e| RequestError::submit(e, names))?;
+        let id = tokens.id;
+        let tokenizer = Arc::clone(&served.model.tokenizer);
+        let text = TextStream::new(tokens, tokenizer, text.clone()).map_err(|e| RequestError::invalid("stop", e))?;
+        tracing::debug!(request = %id, "submitted");
+        samples.push(Reply { id, text, sampling: Arc::clone(&sampling), prompt, ended: false });
+    }
+    Ok(samples)
+}
