@@ -31,3 +31,10 @@ pub struct EngineConfig {
     /// Tokens that end a generation, unless the request says `ignore_eos`.
     pub eos_token_ids: Vec<TokenId>,
 }
+
+impl EngineConfig {
+    /// What most engines are given.
+    pub fn new(limits: Limits, eos_token_ids: Vec<TokenId>) -> Self {
+        Self { limits, eos_token_ids }
+    }
+}

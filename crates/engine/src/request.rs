@@ -80,7 +80,7 @@ impl Active {
             Err(error) => return self.fail(error),
         }
         if !slice.reaches_end {
-            return SliceOutcome::Advanced;
+            return SliceOutcome::Advanced { tokens: 0 };
         }
         if self.outputs_max == 0 {
             return self.finish(FinishReason::Length, 0);
@@ -97,7 +97,7 @@ impl Active {
                     false => SliceOutcome::Finished,
                     true if is_over => self.finish(FinishReason::Stop, outputs),
                     true if outputs == self.outputs_max => self.finish(FinishReason::Length, outputs),
-                    true => SliceOutcome::Advanced,
+                    true => SliceOutcome::Advanced { tokens: 1 },
                 }
             }
         }

@@ -80,7 +80,7 @@ fn limits_that_cannot_work_do_not_start() {
     use lingqu_testkit::toy::{ToyBackend, ToyModel};
     let limits = Limits { blocks: 1, ..wide() };
     let (model, _) = ToyModel::new(&limits, ToyFaults::default());
-    let config = EngineConfig { limits, eos_token_ids: Vec::new() };
+    let config = EngineConfig::new(limits, Vec::new());
     let error = Engine::start(Box::new(model), std::sync::Arc::new(ToyBackend::default()), config).err();
     assert!(error.expect("too few blocks").to_string().starts_with("engine limits: blocks: 1 is less than 7"));
     // A generation without any bound of its own ends with the context.

@@ -23,7 +23,7 @@ fn start(package: &Package, backend: &Arc<dyn Backend>, limits: &Limits) -> Engi
         context_tokens_max: limits.context_tokens_max,
     };
     let model = load(package, backend.clone(), &options, &mut |_| {}).expect("the golden model loads");
-    let config = EngineConfig { limits: limits.clone(), eos_token_ids: Vec::new() };
+    let config = EngineConfig::new(limits.clone(), Vec::new());
     Engine::start(model, backend.clone(), config).expect("it starts")
 }
 

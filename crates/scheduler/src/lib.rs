@@ -10,6 +10,8 @@
 //! - A step holds first one row for each decoding sequence, then prompt chunks, oldest first, as rows allow.
 //! - Only decoding takes further blocks. When they run out, a running sequence goes back to waiting and is recomputed
 //!   later: a paused one if there is any, else the youngest. The oldest one always goes on, so all of them finish.
+//! - A decoding sequence may have drafts of its next tokens checked in the same step, with what rows and blocks are left
+//!   over after all else ([`Scheduler::set_drafts`]).
 //! - A paused sequence (its reader is slow) is in no step. It keeps its blocks until somebody else needs them.
 
 #![forbid(unsafe_code)]
@@ -89,6 +91,14 @@ impl Scheduler {
         }
     }
 
+    /// Says that `count` drafts of the next tokens are at hand, for the next step alone. The plan says how many of them
+    /// it takes. Sequences that do not decode then (waiting, paused or unknown ones) take none.
+    pub fn set_drafts(&mut self, id: RequestId, count: usize) {
+        if let Some(sequence) = self.running.get_mut(&id) {
+            sequence.drafts = count;
+        }
+    }
+
     /// The next step, or `None` when there is nothing to compute: every sequence there is, if any, is paused.
     ///
     /// The plan must be answered by [`Scheduler::on_step_done`], or each of its sequences aborted.
@@ -98,6 +108,7 @@ impl Scheduler {
         self.plan_decodes(&mut plan, &mut budget);
         self.plan_prefills(&mut plan, &mut budget);
         self.admit(&mut plan, &mut budget);
+        self.plan_drafts(&mut plan, &mut budget);
         (!plan.slices.is_empty()).then_some(plan)
     }
 
@@ -106,7 +117,9 @@ impl Scheduler {
         assert_eq!(plan.slices.len(), outcomes.len(), "one outcome for each slice");
         for (slice, outcome) in plan.slices.iter().zip(outcomes) {
             match outcome {
-                SliceOutcome::Advanced => self.running.get_mut(&slice.id).expect("it was planned").advance(slice),
+                SliceOutcome::Advanced { tokens } => {
+                    self.running.get_mut(&slice.id).expect("it was planned").advance(slice, *tokens);
+                }
                 SliceOutcome::Finished => assert!(self.abort(slice.id), "it was planned"),
             }
         }
@@ -170,6 +183,31 @@ impl Scheduler {
             sequence.table.grow(&mut self.pool, sequence.tokens).expect("room was made");
             plan.slices.push(slice);
             self.running.insert(id, sequence);
+        }
+    }
+
+    /// Adds drafts to the decodes of the plan. As at admission, one block for each running sequence stays free.
+    fn plan_drafts(&mut self, plan: &mut StepPlan, budget: &mut Budget) {
+        let spare = self.running.len();
+        for (&id, sequence) in &mut self.running {
+            let wanted = std::mem::take(&mut sequence.drafts);
+            let wanted = wanted.min(budget.rows).min(budget.logit_rows);
+            let drafts = wanted.min(self.limits.context_tokens_max - sequence.tokens);
+            if drafts == 0 || !sequence.decodes() {
+                continue;
+            }
+            let fits = sequence.table.missing_for(sequence.tokens + drafts) + spare <= self.pool.free();
+            let room = sequence.table.capacity_tokens() - sequence.tokens;
+            let drafts = if fits { drafts } else { drafts.min(room) };
+            let Some(slice) = plan.slices.iter_mut().find(|slice| slice.id == id).filter(|_| drafts > 0) else {
+                continue;
+            };
+            sequence.table.grow(&mut self.pool, sequence.tokens + drafts).expect("there is room");
+            slice.rows += drafts;
+            slice.logit_rows += drafts;
+            slice.drafts = drafts;
+            budget.rows -= drafts;
+            budget.logit_rows -= drafts;
         }
     }
 

@@ -25,6 +25,8 @@ pub(crate) struct Sequence {
     scored: usize,
     prompt_logits: usize,
     pub paused: bool,
+    /// Guesses at its next tokens that its next step may check.
+    pub drafts: usize,
     pub table: BlockTable,
 }
 
@@ -36,6 +38,7 @@ impl Sequence {
             scored: 0,
             prompt_logits: if new.prompt_logits { new.prompt_tokens } else { 0 },
             paused: false,
+            drafts: 0,
             table: BlockTable::new(block_tokens),
         }
     }
@@ -68,13 +71,19 @@ impl Sequence {
         let logit_rows = rows.saturating_sub(plain);
         budget.rows -= rows;
         budget.logit_rows -= logit_rows;
-        Some(SlicePlan { id, context: self.computed, rows, logit_rows, reaches_end: rows == missing })
+        Some(SlicePlan { id, context: self.computed, rows, drafts: 0, logit_rows, reaches_end: rows == missing })
     }
 
-    /// The slice was computed.
-    pub fn advance(&mut self, slice: &SlicePlan) {
-        self.computed = slice.context + slice.rows;
+    /// The slice was computed, and so many more tokens are known.
+    pub fn advance(&mut self, slice: &SlicePlan, tokens: usize) {
+        let known = slice.rows - slice.drafts;
+        match slice.reaches_end {
+            true => assert!((1..=1 + slice.drafts).contains(&tokens), "a row's logits say one token"),
+            false => assert_eq!(tokens, 0, "the next token is known already"),
+        }
+        // The newest token's own row is still to come.
+        self.computed = slice.context + known + tokens.saturating_sub(1);
         self.scored = self.scored.max(self.computed.min(self.prompt_logits));
-        self.tokens += usize::from(slice.reaches_end);
+        self.tokens += tokens;
     }
 }

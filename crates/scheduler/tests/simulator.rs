@@ -20,6 +20,8 @@ struct Client {
     scored: usize,
     computed: usize,
     paused: bool,
+    /// Drafts it has offered for the next step.
+    drafts: usize,
     /// It has been in a plan.
     started: bool,
 }
@@ -34,6 +36,8 @@ struct Coverage {
     pauses: usize,
     /// Steps that had work but left out a sequence which was ready, for want of blocks or rows.
     crowded: usize,
+    drafts: usize,
+    right_drafts: usize,
 }
 
 struct World {
@@ -75,8 +79,9 @@ impl World {
         let id = RequestId(self.next_id);
         self.next_id += 1;
         self.scheduler.add(NewSequence { id, prompt_tokens: prompt, prompt_logits });
-        let fresh =
-            Client { prompt, prompt_logits, outputs, drawn: 0, scored: 0, computed: 0, paused: false, started: false };
+        let (drawn, scored, computed, drafts) = (0, 0, 0, 0);
+        let (paused, started) = (false, false);
+        let fresh = Client { prompt, prompt_logits, outputs, drawn, scored, computed, paused, drafts, started };
         self.clients.insert(id, fresh);
     }
 
@@ -91,7 +96,7 @@ impl World {
     }
 
     /// One step; false when the scheduler has nothing to run.
-    fn step(&mut self, coverage: &mut Coverage) -> bool {
+    fn step(&mut self, rng: &mut Rng, coverage: &mut Coverage) -> bool {
         let plan = self.scheduler.next_step();
         self.scheduler.check().expect("integrity after planning");
         let Some(plan) = plan else {
@@ -99,7 +104,8 @@ impl World {
             return false;
         };
         self.check_plan(&plan, coverage);
-        let outcomes: Vec<SliceOutcome> = plan.slices.iter().map(|slice| self.compute(slice)).collect();
+        let outcomes = plan.slices.iter().map(|slice| self.compute(slice, rng, coverage));
+        let outcomes: Vec<SliceOutcome> = outcomes.collect();
         self.scheduler.on_step_done(&plan, &outcomes);
         self.scheduler.check().expect("integrity after the step");
         true
@@ -129,8 +135,15 @@ impl World {
         }
     }
 
+    fn offer_drafts(&mut self, rng: &mut Rng, percent: usize) {
+        for (&id, client) in &mut self.clients {
+            client.drafts = if rng.chance(percent) { rng.between(1, 6) } else { 0 };
+            self.scheduler.set_drafts(id, client.drafts);
+        }
+    }
+
     /// Plays model and client for one slice.
-    fn compute(&mut self, slice: &SlicePlan) -> SliceOutcome {
+    fn compute(&mut self, slice: &SlicePlan, rng: &mut Rng, coverage: &mut Coverage) -> SliceOutcome {
         let blocks = self.scheduler.blocks(slice.id);
         let client = self.clients.get_mut(&slice.id).expect("aborted sequences are not planned");
         let block_tokens = self.limits.block_tokens;
@@ -146,24 +159,33 @@ impl World {
             self.cells[cell(position)] = Some((slice.id, position));
         }
         client.started = true;
-        client.computed = end;
         let known = client.prompt + client.drawn;
+        assert!(slice.drafts <= client.drafts && (slice.drafts == 0 || slice.reaches_end), "drafts nobody offered");
+        let end = end - slice.drafts;
+        client.computed = end;
         assert_eq!(slice.reaches_end, end == known, "a slice beyond what is known, or a wrong end");
-        let first = end - slice.logit_rows;
+        assert!(known + slice.drafts <= self.limits.context_tokens_max, "drafts beyond the context");
+        coverage.drafts += slice.drafts;
+        let first = end + slice.drafts - slice.logit_rows;
         if client.prompt_logits && client.scored < client.prompt {
             let expected = client.scored.max(slice.context).min(end);
             assert_eq!(first, expected, "prompt logits come once each, in order");
             client.scored = client.scored.max(end);
         } else {
-            assert_eq!(slice.logit_rows, usize::from(slice.reaches_end), "logits that nobody wants");
+            let wanted = usize::from(slice.reaches_end) + slice.drafts;
+            assert_eq!(slice.logit_rows, wanted, "logits that nobody wants");
         }
         if !slice.reaches_end {
-            return SliceOutcome::Advanced;
+            return SliceOutcome::Advanced { tokens: 0 };
         }
         assert!(!client.prompt_logits || client.scored == client.prompt, "the prompt was not scored");
-        client.drawn += usize::from(client.drawn < client.outputs);
+        let right = rng.between(0, slice.drafts);
+        let tokens = (1 + right).min(client.outputs - client.drawn);
+        client.drawn += tokens;
         if client.drawn < client.outputs {
-            return SliceOutcome::Advanced;
+            client.computed += right;
+            coverage.right_drafts += right;
+            return SliceOutcome::Advanced { tokens };
         }
         self.clients.remove(&slice.id);
         SliceOutcome::Finished
@@ -176,6 +198,7 @@ fn run(seed: u64, coverage: &mut Coverage) -> u64 {
     let mut world = World::new(&mut rng);
     let arrivals = rng.between(1, 14);
     let (abort_percent, pause_percent) = (rng.below(6), rng.below(15));
+    let draft_percent = if rng.chance(50) { rng.below(60) } else { 0 };
     while world.next_id < arrivals as u64 || !world.clients.is_empty() {
         if world.next_id < arrivals as u64 && rng.chance(40) {
             world.arrive(&mut rng);
@@ -192,7 +215,8 @@ fn run(seed: u64, coverage: &mut Coverage) -> u64 {
                 world.set_paused(id, false);
             }
         }
-        world.step(coverage);
+        world.offer_drafts(&mut rng, draft_percent);
+        world.step(&mut rng, coverage);
         assert!(coverage.steps < 500 * TRACES as usize, "seed {seed} does not end");
     }
     let load = world.scheduler.load();
@@ -210,10 +234,11 @@ fn every_trace_keeps_every_promise() {
             assert_eq!(digest, run(seed, &mut coverage), "seed {seed} is not deterministic");
         }
     }
-    let Coverage { steps, mixed, chunked, preemptions, aborts, pauses, crowded } = coverage;
+    let Coverage { steps, mixed, chunked, preemptions, aborts, pauses, crowded, drafts, right_drafts } = coverage;
     println!("{steps} steps, {mixed} mixed, {chunked} chunks, {preemptions} preemptions, {aborts} aborts");
-    println!("{pauses} pauses, {crowded} crowded steps");
+    println!("{pauses} pauses, {crowded} crowded steps, {right_drafts} of {drafts} drafts right");
     let floor = TRACES as usize;
     assert!(steps > 10 * floor && mixed > floor && chunked > floor, "the traces are too easy");
     assert!(preemptions as usize > floor / 10 && aborts > floor / 10 && pauses > floor && crowded > floor);
+    assert!(right_drafts > floor / 2 && drafts > right_drafts + floor, "the traces hardly guess");
 }

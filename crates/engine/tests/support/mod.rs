@@ -33,7 +33,7 @@ pub fn start(limits: &Limits, faults: ToyFaults) -> (Engine, EngineHandle, Arc<T
 
 pub fn start_on(backend: ToyBackend, limits: &Limits, faults: ToyFaults) -> (Engine, EngineHandle, Arc<ToyControl>) {
     let (model, control) = ToyModel::new(limits, faults);
-    let config = EngineConfig { limits: limits.clone(), eos_token_ids: vec![EOS] };
+    let config = EngineConfig::new(limits.clone(), vec![EOS]);
     let engine = Engine::start(Box::new(model), Arc::new(backend), config).expect("it starts");
     let handle = engine.handle();
     (engine, handle, control)

@@ -72,7 +72,7 @@ impl TestServer {
         let Options { limits, config, default_sampling, with_template } = options;
         let tokenizer = Arc::new(toy::tokenizer(with_template));
         let eos_token_ids = tokenizer.eos_ids().to_vec();
-        let engine_config = EngineConfig { limits, eos_token_ids: eos_token_ids.clone() };
+        let engine_config = EngineConfig::new(limits, eos_token_ids.clone());
         let engine = Arc::new(Engine::start(model, toy::backend(), engine_config).expect("an engine"));
         let card = ModelCard {
             name: "toy".into(),

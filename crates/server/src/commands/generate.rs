@@ -26,7 +26,7 @@ pub fn run(args: &GenerateArgs) -> Result<()> {
 
     let backend = wiring::backend(&args.model)?;
     let model = wiring::load(&package, &backend, &args.model, &limits)?;
-    let config = EngineConfig { limits, eos_token_ids: package.generation.eos_token_ids.clone() };
+    let config = EngineConfig::new(limits, package.generation.eos_token_ids.clone());
     let engine = Engine::start(model, backend, config)?;
     let loaded_s = started.elapsed().as_secs_f64();
 

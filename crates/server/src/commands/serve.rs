@@ -39,7 +39,7 @@ pub fn run(args: &ServeArgs) -> Result<()> {
         runtime.block_on(TcpListener::bind(address)).with_context(|| format!("cannot listen on {address}"))?;
 
     let model = wiring::load(&package, &backend, &args.model, &limits)?;
-    let config = EngineConfig { limits, eos_token_ids: package.generation.eos_token_ids.clone() };
+    let config = EngineConfig::new(limits, package.generation.eos_token_ids.clone());
     let engine = Engine::start(model, backend.clone(), config)?;
     let served = ServedModel {
         engine: engine.handle(),
