@@ -192,13 +192,12 @@ unsafe fn expand<const PLAN: u8, const SCALES: u8>(
     offset: u8,
     scratch: &mut TileScratch,
 ) {
-    let mut swap = [0i8; 64];
-    (0..64).for_each(|i| swap[i] = (i ^ 1) as i8);
-    const ODD: u64 = 0xaaaa_aaaa_aaaa_aaaa;
+    /// Of the second where the first has a bit, else of the third.
+    const PICK: i32 = 0xca;
+    let bytes = _mm512_set1_epi16(0xff);
     let groups = pairs(SCALES) / 4; // of an octet
     // SAFETY: the caller's; whole lines.
     unsafe {
-        let swap = _mm512_loadu_si512(swap.as_ptr().cast());
         for t in 0..2 {
             macro_rules! octet {
                 ($q:literal) => {
@@ -216,8 +215,8 @@ unsafe fn expand<const PLAN: u8, const SCALES: u8>(
                             if SCALES >= BYTES16 {
                                 (even, odd) = (_mm512_sub_epi16(even, minus), _mm512_sub_epi16(odd, minus));
                             }
-                            let low = _mm512_mask_shuffle_epi8(even, ODD, odd, swap);
-                            let high = _mm512_mask_shuffle_epi8(odd, !ODD, even, swap);
+                            let low = _mm512_ternarylogic_epi32::<PICK>(bytes, even, _mm512_slli_epi16::<8>(odd));
+                            let high = _mm512_ternarylogic_epi32::<PICK>(bytes, _mm512_srli_epi16::<8>(even), odd);
                             let line = (t * 4 + $q) * 8 + i;
                             _mm512_store_si512(scratch.low[line].as_mut_ptr().cast(), low);
                             _mm512_store_si512(scratch.high[line].as_mut_ptr().cast(), high);
