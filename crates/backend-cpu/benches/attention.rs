@@ -7,7 +7,7 @@
 
 use std::time::Instant;
 
-use lingqu_backend::{AttentionSpec, Backend, KvEntry, KvSpec, KvStore};
+use lingqu_backend::{AttentionSpec, Backend, KvEntry, KvPrecision, KvSpec, KvStore};
 use lingqu_backend_cpu::{CpuBackend, CpuConfig, Isa};
 use lingqu_types::{Batch, BlockId, SequenceSlice};
 
@@ -87,7 +87,7 @@ fn batch(load: &Load, range: std::ops::Range<usize>) -> Batch {
 fn cache(backend: &CpuBackend, shape: &Shape, load: &Load, layers: usize) -> KvStore {
     let tokens = load.context + load.rows;
     let blocks = load.sequences * tokens.div_ceil(BLOCK_TOKENS);
-    let spec = KvSpec { layers, blocks, block_tokens: BLOCK_TOKENS, entry: shape.entry };
+    let spec = KvSpec { layers, blocks, block_tokens: BLOCK_TOKENS, entry: shape.entry, precision: KvPrecision::Full };
     let mut kv = backend.alloc_kv(&spec).expect("memory");
     let (kv_heads, k_dim, v_dim) = match shape.entry {
         KvEntry::Latent { width, v_dim } => (1, width, v_dim),

@@ -3,7 +3,10 @@
 use std::alloc::{Layout, alloc_zeroed, dealloc};
 use std::ops::{Deref, DerefMut};
 
-use lingqu_backend::{BackendError, Buffer, HostRouting, KvEntry, KvSpec, KvStore, Routing, View, ViewMut};
+use lingqu_backend::kv_int8::KV_GROUP;
+use lingqu_backend::{
+    BackendError, Buffer, HostRouting, KvEntry, KvPrecision, KvSpec, KvStore, Routing, View, ViewMut,
+};
 use lingqu_types::BlockId;
 
 use crate::Result;
@@ -265,14 +268,15 @@ pub(crate) fn write_routing(host: &HostRouting, out: &mut Routing) {
     routed.weights[..slots].copy_from_slice(&host.weights);
 }
 
-/// Storage of a [`KvStore`]: f16 bits, `[layers, blocks, block_tokens, entry values]`. An entry is the latent, or the
-/// keys of all kv heads and then their values.
+/// Storage of a [`KvStore`]: `[layers, blocks, block_tokens, entry cells]`. An entry is the latent, or the keys of all
+/// kv heads and then their values. A cell has the bits of an f16; in a cache of 8 bits each run of 64 values of a head
+/// is the f16 of its scale and then two values to a cell.
 pub(crate) struct KvCells {
     pub cells: Zeroed<u16>,
     layers: usize,
     blocks: usize,
     block_tokens: usize,
-    entry_values: usize,
+    entry_cells: usize,
 }
 
 impl KvCells {
@@ -280,38 +284,52 @@ impl KvCells {
     pub fn entry(&self, layer: usize, block: BlockId, offset: usize) -> usize {
         let block = block.0 as usize;
         assert!(layer < self.layers && block < self.blocks && offset < self.block_tokens, "layer {layer}, {block:?}");
-        ((layer * self.blocks + block) * self.block_tokens + offset) * self.entry_values
+        ((layer * self.blocks + block) * self.block_tokens + offset) * self.entry_cells
     }
 }
 
+/// Cells of one head's key or value.
+pub(crate) fn head_cells(dim: usize, precision: KvPrecision) -> usize {
+    match precision {
+        KvPrecision::Full => dim,
+        KvPrecision::Int8 => dim / KV_GROUP * group_cells(KV_GROUP) + group_cells(dim % KV_GROUP),
+    }
+}
+
+/// Cells of so many values with one scale.
+pub(crate) fn group_cells(values: usize) -> usize {
+    if values == 0 { 0 } else { 1 + values.div_ceil(2) }
+}
+
 pub(crate) fn alloc_kv(spec: &KvSpec) -> Result<KvStore> {
-    let values = match spec.entry {
-        KvEntry::Latent { width, .. } => Some(width),
+    let cells = |dim| head_cells(dim, spec.precision);
+    let entry_cells = match spec.entry {
+        KvEntry::Latent { width, .. } => Some(cells(width)),
         KvEntry::Separate { kv_heads, k_dim, v_dim } => {
-            k_dim.checked_add(v_dim).and_then(|both| both.checked_mul(kv_heads))
+            cells(k_dim).checked_add(cells(v_dim)).and_then(|both| both.checked_mul(kv_heads))
         }
     };
     let what = format!("a KV cache of {} layers, {} blocks of {} tokens", spec.layers, spec.blocks, spec.block_tokens);
     let refused = || BackendError::OutOfMemory { what: what.clone(), bytes: usize::MAX };
-    let entry_values = values.ok_or_else(refused)?;
-    let cells = Zeroed::new(&what, &[spec.layers, spec.blocks, spec.block_tokens, entry_values])?;
+    let entry_cells = entry_cells.ok_or_else(refused)?;
+    let cells = Zeroed::new(&what, &[spec.layers, spec.blocks, spec.block_tokens, entry_cells])?;
     let (layers, blocks, block_tokens) = (spec.layers, spec.blocks, spec.block_tokens);
-    Ok(KvStore::new(spec.clone(), KvCells { cells, layers, blocks, block_tokens, entry_values }))
+    Ok(KvStore::new(spec.clone(), KvCells { cells, layers, blocks, block_tokens, entry_cells }))
 }
 
 pub(crate) fn kv_copy(kv: &mut KvStore, pairs: &[(BlockId, BlockId)]) {
     let kv = kv.storage_mut::<KvCells>();
-    let block_values = kv.block_tokens * kv.entry_values;
-    let mut held = Vec::with_capacity(pairs.len() * block_values);
+    let block_cells = kv.block_tokens * kv.entry_cells;
+    let mut held = Vec::with_capacity(pairs.len() * block_cells);
     for layer in 0..kv.layers {
         held.clear();
         for &(from, _) in pairs {
             let start = kv.entry(layer, from, 0);
-            held.extend_from_slice(&kv.cells[start..start + block_values]);
+            held.extend_from_slice(&kv.cells[start..start + block_cells]);
         }
-        for (&(_, to), values) in pairs.iter().zip(held.chunks_exact(block_values.max(1))) {
+        for (&(_, to), values) in pairs.iter().zip(held.chunks_exact(block_cells.max(1))) {
             let start = kv.entry(layer, to, 0);
-            kv.cells[start..start + block_values].copy_from_slice(values);
+            kv.cells[start..start + block_cells].copy_from_slice(values);
         }
     }
 }
@@ -331,14 +349,17 @@ mod tests {
         check(&[usize::MAX / 4]);
         check(&[1 << 50]);
         let entry = KvEntry::Separate { kv_heads: usize::MAX, k_dim: 2, v_dim: 2 };
-        assert!(alloc_kv(&KvSpec { layers: 1, blocks: 1, block_tokens: 1, entry }).is_err());
+        assert!(
+            alloc_kv(&KvSpec { layers: 1, blocks: 1, block_tokens: 1, entry, precision: KvPrecision::Full }).is_err()
+        );
         assert!(alloc_routing(usize::MAX, 2).is_err());
     }
 
     #[test]
     fn copies_read_before_they_write() {
         let entry = KvEntry::Latent { width: 2, v_dim: 1 };
-        let mut kv = alloc_kv(&KvSpec { layers: 2, blocks: 3, block_tokens: 2, entry }).unwrap();
+        let mut kv =
+            alloc_kv(&KvSpec { layers: 2, blocks: 3, block_tokens: 2, entry, precision: KvPrecision::Full }).unwrap();
         let cells = |kv: &KvStore| kv.storage::<KvCells>().cells.to_vec();
         let first: Vec<u16> = (0..24).collect();
         kv.storage_mut::<KvCells>().cells.copy_from_slice(&first);

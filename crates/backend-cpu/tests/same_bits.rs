@@ -1,7 +1,8 @@
 //! The same bits on every instruction set, for any number of threads, alone or in company, in any chunks.
 
 use lingqu_backend::{
-    AttentionSpec, Backend, FfnSource, HostRouting, KvEntry, KvSpec, LinearSource, RopePairing, RouteSpec, Scoring,
+    AttentionSpec, Backend, FfnSource, HostRouting, KvEntry, KvPrecision, KvSpec, LinearSource, RopePairing, RouteSpec,
+    Scoring,
 };
 use lingqu_backend_cpu::{CpuBackend, CpuConfig, Isa, Precision};
 use lingqu_tensor::{BlockScales, Format, HostTensor, quant};
@@ -159,7 +160,8 @@ fn attend(backend: &CpuBackend, entry: KvEntry, heads: usize, tokens: usize, cut
         KvEntry::Latent { width, v_dim } => (1, width, v_dim),
     };
     let blocks = tokens.div_ceil(BLOCK_TOKENS);
-    let spec = KvSpec { layers: 2, blocks: blocks + 1, block_tokens: BLOCK_TOKENS, entry };
+    let spec =
+        KvSpec { layers: 2, blocks: blocks + 1, block_tokens: BLOCK_TOKENS, entry, precision: KvPrecision::Full };
     let mut kv = backend.alloc_kv(&spec).unwrap();
     let angles = HostTensor::from_f32("r", [tokens, k_dim], &values(8, tokens * k_dim));
     let angles = backend.upload_table(&angles).unwrap();

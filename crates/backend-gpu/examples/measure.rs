@@ -8,8 +8,8 @@
 use std::time::Instant;
 
 use lingqu_backend::{
-    AttentionSpec, Backend, Buffer, FfnSource, HostRouting, KvEntry, KvSpec, LinearSource, RouteGroups, RouteSpec,
-    Routing, Scoring,
+    AttentionSpec, Backend, Buffer, FfnSource, HostRouting, KvEntry, KvPrecision, KvSpec, LinearSource, RouteGroups,
+    RouteSpec, Routing, Scoring,
 };
 use lingqu_backend::{BackendError, GroupScore};
 use lingqu_backend_gpu::{GpuBackend, GpuConfig, Row, measure_copy_bandwidth};
@@ -191,7 +191,13 @@ fn mla_decode(bench: &Bench<'_>) -> Result<()> {
             let batch = decode_step(count, context, BLOCK_TOKENS);
             let blocks = count * (context + 1).div_ceil(BLOCK_TOKENS);
             let entry = KvEntry::Latent { width, v_dim: latent };
-            let kv = bench.backend.alloc_kv(&KvSpec { layers: 1, blocks, block_tokens: BLOCK_TOKENS, entry })?;
+            let kv = bench.backend.alloc_kv(&KvSpec {
+                layers: 1,
+                blocks,
+                block_tokens: BLOCK_TOKENS,
+                entry,
+                precision: KvPrecision::Full,
+            })?;
             let step = bench.backend.begin_step(&batch, BLOCK_TOKENS)?;
             let (q, mut out) = (bench.filled(count, heads * width)?, bench.filled(count, heads * latent)?);
             let positions = count * (context + 1);

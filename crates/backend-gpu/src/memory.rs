@@ -2,7 +2,7 @@
 
 use std::ops::Range;
 
-use lingqu_backend::{Buffer, HostRouting, KvEntry, KvSpec, KvStore, Routing, View, ViewMut};
+use lingqu_backend::{Buffer, HostRouting, KvEntry, KvPrecision, KvSpec, KvStore, Routing, View, ViewMut};
 use lingqu_types::BlockId;
 
 use crate::Result;
@@ -213,6 +213,10 @@ impl KvCells {
 }
 
 pub(crate) fn alloc_kv(core: &Core, spec: &KvSpec) -> Result<KvStore> {
+    if spec.precision != KvPrecision::Full {
+        let (backend, what) = (core.name.clone(), "a KV cache of 8 bits".into());
+        return Err(lingqu_backend::BackendError::Unsupported { backend, what });
+    }
     let entry: &[usize] = match spec.entry {
         KvEntry::Latent { width, .. } => &[width],
         KvEntry::Separate { kv_heads, k_dim, v_dim } => &[kv_heads, k_dim.saturating_add(v_dim)],

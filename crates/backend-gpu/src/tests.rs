@@ -3,8 +3,8 @@
 use std::sync::Arc;
 
 use lingqu_backend::{
-    AttentionSpec, Backend, BackendError, Buffer, ExpertWeights, FfnSource, FfnWeights, HostRouting, KvEntry, KvSpec,
-    KvStore, LinearSource, RopePairing, RouteSpec, Routing, Scoring, Weight,
+    AttentionSpec, Backend, BackendError, Buffer, ExpertWeights, FfnSource, FfnWeights, HostRouting, KvEntry,
+    KvPrecision, KvSpec, KvStore, LinearSource, RopePairing, RouteSpec, Routing, Scoring, Weight,
 };
 use lingqu_tensor::{Format, HostTensor};
 use lingqu_types::{Batch, BlockId, SequenceSlice};
@@ -86,7 +86,13 @@ impl<'a> Rig<'a> {
         };
         Ok(Self {
             backend,
-            kv: backend.alloc_kv(&KvSpec { layers: 2, blocks: 4, block_tokens: 2, entry })?,
+            kv: backend.alloc_kv(&KvSpec {
+                layers: 2,
+                blocks: 4,
+                block_tokens: 2,
+                entry,
+                precision: KvPrecision::Full,
+            })?,
             x: buffer(2)?,
             y: buffer(2)?,
             slots: buffer(4)?,
@@ -204,7 +210,11 @@ fn too_much_is_out_of_memory_before_the_driver_is_asked() {
     }
     assert!(backend.alloc_routing(usize::MAX, 2).is_err());
     let entry = KvEntry::Separate { kv_heads: usize::MAX, k_dim: usize::MAX, v_dim: 2 };
-    assert!(backend.alloc_kv(&KvSpec { layers: 1, blocks: 1, block_tokens: 1, entry }).is_err());
+    assert!(
+        backend
+            .alloc_kv(&KvSpec { layers: 1, blocks: 1, block_tokens: 1, entry, precision: KvPrecision::Full })
+            .is_err()
+    );
     assert_eq!(fake.state().calls.len(), before);
 }
 

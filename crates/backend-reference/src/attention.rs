@@ -1,7 +1,8 @@
 //! The paged cache, and causal attention over it.
 
 use candle_core::{D, Device, Result as CandleResult, Tensor};
-use lingqu_backend::{AttentionSpec, KvEntry, KvSpec, KvStore, Result, Step, View, ViewMut};
+use lingqu_backend::kv_int8::{KV_GROUP, round_group};
+use lingqu_backend::{AttentionSpec, KvEntry, KvPrecision, KvSpec, KvStore, Result, Step, View, ViewMut};
 use lingqu_types::{BlockId, SequenceSlice};
 
 use crate::memory::{StepData, expect_rows, read, tensor, write, zeroed};
@@ -84,7 +85,8 @@ fn slot(sequence: &SequenceSlice, block_tokens: usize, p: usize) -> usize {
 pub fn append(step: &Step, kv: &mut KvStore, layer: usize, k: View<'_>, v: Option<View<'_>>) {
     let StepData { batch, block_tokens, .. } = step.storage();
     assert_eq!(*block_tokens, kv.spec().block_tokens, "kv_append: tokens of a block");
-    let heads = Heads::from(kv.spec().entry);
+    let KvSpec { entry, precision, .. } = *kv.spec();
+    let heads = Heads::from(entry);
     expect_rows("kv_append", step.rows(), k.rows());
     assert_eq!(k.width(), heads.key_width(), "kv_append: values of a key");
     assert_eq!(v.is_none(), heads.shared, "kv_append: a value exactly where the entry keeps one");
@@ -92,6 +94,9 @@ pub fn append(step: &Step, kv: &mut KvStore, layer: usize, k: View<'_>, v: Optio
     let put = |x: View<'_>, stored: &mut [f32], width: usize| {
         let mut rows = vec![0.0; x.rows() * width]; // [rows, heads, dim]
         read(x, &mut rows);
+        if precision == KvPrecision::Int8 {
+            rows.chunks_mut(x.len.max(1)).for_each(round_head);
+        }
         for sequence in &batch.sequences {
             for (i, row) in sequence.rows.clone().enumerate() {
                 let to = slot(sequence, *block_tokens, sequence.context + i);
@@ -104,6 +109,16 @@ pub fn append(step: &Step, kv: &mut KvStore, layer: usize, k: View<'_>, v: Optio
         expect_rows("kv_append", step.rows(), v.rows());
         assert_eq!(v.width(), heads.value_width(), "kv_append: values of a value");
         put(v, &mut stored.values, heads.value_width());
+    }
+}
+
+/// What is left of a head's values in a cache of 8 bits.
+fn round_head(values: &mut [f32]) {
+    for group in values.chunks_mut(KV_GROUP) {
+        let mut codes = [0; KV_GROUP];
+        let codes = &mut codes[..group.len()];
+        let scale = round_group(group, codes).to_f32();
+        group.iter_mut().zip(codes).for_each(|(value, code)| *value = f32::from(*code) * scale);
     }
 }
 

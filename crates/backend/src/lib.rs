@@ -16,6 +16,7 @@
 pub mod buffer;
 pub mod conformance;
 pub mod exchange;
+pub mod kv_int8;
 pub mod ops;
 pub mod top;
 pub mod weights;
@@ -28,7 +29,9 @@ use thiserror::Error;
 
 pub use buffer::{Buffer, KvStore, Routing, Step, View, ViewMut};
 pub use exchange::{Exchange, LocalExchange, OffloadExchange, OffloadSizes, PendingExperts};
-pub use ops::{AttentionSpec, GroupScore, HostRouting, KvEntry, KvSpec, RopePairing, RouteGroups, RouteSpec, Scoring};
+pub use ops::{
+    AttentionSpec, GroupScore, HostRouting, KvEntry, KvPrecision, KvSpec, RopePairing, RouteGroups, RouteSpec, Scoring,
+};
 pub use top::{TOP_LOGITS_MAX, TopLogits};
 pub use weights::{ExpertWeights, FfnSource, FfnWeights, LinearSource, Weight};
 

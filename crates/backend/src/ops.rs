@@ -35,6 +35,18 @@ pub struct KvSpec {
     pub blocks: usize,
     pub block_tokens: usize,
     pub entry: KvEntry,
+    pub precision: KvPrecision,
+}
+
+/// How finely the cache keeps keys and values.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum KvPrecision {
+    /// In the backend's own float of 16 bits or more.
+    #[default]
+    Full,
+    /// In 8 bits, with a scale to each run of 64 values of a head: see [`crate::kv_int8`]. Half the memory. A backend
+    /// that lacks it refuses to make such a cache.
+    Int8,
 }
 
 /// Parameters of one attention call.

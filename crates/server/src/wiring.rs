@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use anyhow::{Context, Result};
 use indicatif::{ProgressBar, ProgressStyle};
-use lingqu_backend::{Backend, KvSpec, KvStore};
+use lingqu_backend::{Backend, KvPrecision, KvSpec, KvStore};
 use lingqu_backend_cpu::{CpuBackend, CpuConfig, Isa, Precision};
 use lingqu_backend_gpu::{GpuBackend, GpuConfig, Row};
 use lingqu_backend_reference::ReferenceBackend;
@@ -155,6 +155,7 @@ pub fn alloc_kv(backend: &dyn Backend, model: &dyn Model, limits: &Limits) -> Re
         blocks: limits.blocks,
         block_tokens: limits.block_tokens,
         entry: model.kv_entry(),
+        precision: KvPrecision::Full,
     };
     Ok(backend.alloc_kv(&spec)?)
 }

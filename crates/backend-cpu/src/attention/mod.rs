@@ -1,6 +1,7 @@
 //! The KV cache and causal attention over it: blocked, with an online softmax.
 //!
-//! The cache holds f16, rounded to nearest even and held within its finite range; all else is f32. Positions are taken
+//! The cache holds f16, rounded to nearest even and held within its finite range, or 8 bits (`kv_int8` of the seam);
+//! all else is f32. Positions are taken
 //! in tiles of 64 and in splits of 256, both counted from position 0 of the sequence: what a row computes depends on
 //! its own position alone, never on its neighbours.
 //! - A score is one chain of fused multiply-adds over the values of query and key, in order, then times the scale.
@@ -130,7 +131,7 @@ struct Attend<'a> {
 
 pub(crate) fn attention(core: &Core, step: &Step, q: View<'_>, kv: &KvStore, spec: AttentionSpec, out: ViewMut<'_>) {
     let tables = step.storage::<StepTables>();
-    let shape = EntryShape::of(kv.spec().entry);
+    let shape = EntryShape::of(kv.spec());
     let (q, out) = (Source::of(q), Target::of(out));
     assert_eq!(kv.spec().block_tokens, tables.block_tokens, "positions in a block");
     assert!(q.rows == tables.tokens.len() && q.rows == out.rows && q.heads == out.heads, "rows of attention");
@@ -314,16 +315,15 @@ impl AttentionScratch {
         let scores = &mut self.scores[queries.start * TILE..queries.end * TILE];
         scores.fill(0.0);
         let (all, [key, _]) = (self.states.len(), of.shape.places(kv_head, 1));
-        for (block, start) in key.clone().step_by(BLOCK).enumerate() {
-            let values = start..(start + BLOCK).min(key.end);
+        for (i, block) in of.shape.blocks(key.start, of.shape.k_dim).enumerate() {
             let tile = block_of(&mut self.tile);
-            decode(of.simd, &of.kv.cells, &self.entries[0], values.clone(), tile);
+            decode(of.simd, &of.kv.cells, &self.entries[0], block, tile);
             ahead.pass(Ahead::DECODING);
             let turned = block_of(&mut self.turned);
             transpose(of.simd, tile, turned);
             ahead.pass(Ahead::TURNING);
-            let a = &self.queries.as_chunks().0[block * all..][queries.clone()];
-            Product { a, from: 0, to: values.len(), b: turned }.add_to(of.simd, scores, TILE, ahead);
+            let a = &self.queries.as_chunks().0[i * all..][queries.clone()];
+            Product { a, from: 0, to: block.len, b: turned }.add_to(of.simd, scores, TILE, ahead);
         }
     }
 
@@ -332,13 +332,13 @@ impl AttentionScratch {
     fn add_values(&mut self, of: &Attend<'_>, [tile, kv]: [usize; 2], group: &Group, ahead: &mut Ahead<'_>) {
         let (queries, [_, value]) = (group.seeing(kv, tile), of.shape.places(group.first_kv + kv, 1));
         let (seen, out_stride) = (|query| of.seen(group, tile, query), of.shape.out_stride());
-        for (block, start) in value.clone().step_by(BLOCK).enumerate() {
+        for (i, block) in of.shape.blocks(value.start, of.shape.v_dim).enumerate() {
             let b = block_of(&mut self.tile);
-            decode(of.simd, &of.kv.cells, &self.entries[0], start..(start + BLOCK).min(value.end), b);
+            decode(of.simd, &of.kv.cells, &self.entries[0], block, b);
             ahead.pass(Ahead::DECODING);
             let (scores, outputs) = (self.scores.as_chunks().0, &mut self.outputs);
             let mut add = |queries: Range<usize>, from: usize, to: usize| {
-                let c = &mut outputs[queries.start * out_stride + block * BLOCK..];
+                let c = &mut outputs[queries.start * out_stride + i * BLOCK..];
                 Product { a: &scores[queries], from, to, b }.add_to(of.simd, c, out_stride, ahead);
             };
             if seen(queries.start) == TILE {

@@ -1,14 +1,16 @@
 //! The one matrix product of attention, on f32 in the nearest cache: scores are queries x transposed keys, outputs are
 //! weights x values. Also what brings 64 values of a tile of entries there: halves to f32, and keys transposed.
 
-use std::ops::Range;
+use lingqu_backend::KvPrecision;
 
 #[cfg(target_arch = "x86_64")]
 use crate::isa::Isa;
-use crate::isa::Simd;
+use crate::isa::{Simd, per_isa};
 use crate::math::f16_to_f32;
+use crate::memory::group_cells;
 
 use super::ahead::Ahead;
+use super::entries::Block;
 #[cfg(target_arch = "x86_64")]
 use super::x86;
 
@@ -62,9 +64,14 @@ impl Product<'_> {
     }
 }
 
-/// Some values of some entries, at most 64 each, exactly: `out[i] = cells[entries[i]..][values]`.
-pub(super) fn decode(simd: Simd, cells: &[u16], entries: &[usize], values: Range<usize>, out: &mut [[f32; BLOCK]]) {
-    assert!(values.len() <= BLOCK && entries.len() <= out.len(), "values of a tile");
+/// A block of some entries: `out[i]` are the values that entry `i` holds there.
+pub(super) fn decode(simd: Simd, cells: &[u16], entries: &[usize], block: Block, out: &mut [[f32; BLOCK]]) {
+    let Block { cell, len, precision } = block;
+    assert!(len <= BLOCK && entries.len() <= out.len(), "values of a tile");
+    if precision == KvPrecision::Int8 {
+        return from_bytes(simd, cells, entries, [cell, len], out);
+    }
+    let values = cell..cell + len;
     match simd.isa() {
         // SAFETY: a `Simd` of this set exists.
         #[cfg(target_arch = "x86_64")]
@@ -77,6 +84,27 @@ pub(super) fn decode(simd: Simd, cells: &[u16], entries: &[usize], values: Range
                 let halves = &cells[*entry..][values.clone()];
                 halves.iter().zip(out).for_each(|(half, out)| *out = f16_to_f32(*half));
             }
+        }
+    }
+}
+
+per_isa! {
+    /// Values of 8 bits times their scale.
+    fn from_bytes(cells: &[u16], entries: &[usize], block: [usize; 2], out: &mut [[f32; BLOCK]]) = from_bytes_plain
+}
+
+#[inline(always)]
+fn from_bytes_plain(cells: &[u16], entries: &[usize], [cell, len]: [usize; 2], out: &mut [[f32; BLOCK]]) {
+    for (entry, out) in entries.iter().zip(out) {
+        let group = &cells[entry + cell..][..group_cells(len)];
+        let Some((scale, pairs)) = group.split_first() else { continue };
+        let scale = f16_to_f32(*scale);
+        // SAFETY: a cell is two bytes, and any bytes are numbers.
+        let codes = unsafe { std::slice::from_raw_parts(pairs.as_ptr().cast::<i8>(), pairs.len() * 2) };
+        let times_scale = |code: &i8| f32::from(*code) * scale;
+        match codes.as_array::<BLOCK>().filter(|_| len == BLOCK) {
+            Some(codes) => (0..BLOCK).for_each(|i| out[i] = times_scale(&codes[i])), // its length is known
+            None => out[..len].iter_mut().zip(codes).for_each(|(out, code)| *out = times_scale(code)),
         }
     }
 }
@@ -149,7 +177,8 @@ mod tests {
             for simd in every_simd() {
                 for entries in entries.chunks(BLOCK) {
                     let mut out = [[7.0; BLOCK]; BLOCK];
-                    decode(simd, &cells, entries, from..from + width, &mut out);
+                    let block = Block { cell: from, len: width, precision: KvPrecision::Full };
+                    decode(simd, &cells, entries, block, &mut out);
                     for (entry, out) in entries.iter().zip(out) {
                         let want = cells[entry + from..][..width].iter().map(|half| f16_to_f32(*half).to_bits());
                         assert!(want.eq(out[..width].iter().map(|value| value.to_bits())), "{entry} on {simd:?}");

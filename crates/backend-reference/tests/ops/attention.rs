@@ -1,6 +1,6 @@
 //! The paged cache and attention over it.
 
-use lingqu_backend::{AttentionSpec, KvEntry, KvSpec, KvStore, LinearSource};
+use lingqu_backend::{AttentionSpec, KvEntry, KvPrecision, KvSpec, KvStore, LinearSource};
 
 use super::*;
 
@@ -13,7 +13,7 @@ fn attend(q: &[f64], keys: &[Vec<f64>], values: &[Vec<f64>], scale: f64) -> Vec<
 }
 
 fn kv(blocks: usize, block_tokens: usize, entry: KvEntry) -> KvStore {
-    reference().alloc_kv(&KvSpec { layers: 2, blocks, block_tokens, entry }).unwrap()
+    reference().alloc_kv(&KvSpec { layers: 2, blocks, block_tokens, entry, precision: KvPrecision::Full }).unwrap()
 }
 
 const SPEC: AttentionSpec = AttentionSpec { layer: 1, scale: 0.7 };

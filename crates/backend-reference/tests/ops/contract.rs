@@ -1,6 +1,6 @@
 //! What the world may bring is an error; what only a bug of ours can bring is a panic that says which.
 
-use lingqu_backend::{BackendError, KvEntry, KvSpec, LinearSource};
+use lingqu_backend::{BackendError, KvEntry, KvPrecision, KvSpec, LinearSource};
 use lingqu_tensor::Format;
 
 use super::*;
@@ -29,7 +29,8 @@ fn weights_that_are_not_finite_are_refused_by_name() {
 fn what_cannot_be_held_is_an_error() {
     let entry = KvEntry::Latent { width: 576, v_dim: 512 };
     for blocks in [1 << 45, usize::MAX / 2] {
-        let error = reference().alloc_kv(&KvSpec { layers: 61, blocks, block_tokens: 64, entry });
+        let error =
+            reference().alloc_kv(&KvSpec { layers: 61, blocks, block_tokens: 64, entry, precision: KvPrecision::Full });
         assert!(matches!(error, Err(BackendError::OutOfMemory { .. })), "{blocks} blocks");
     }
     assert!(matches!(reference().alloc(1 << 50, 1 << 10), Err(BackendError::OutOfMemory { .. })));

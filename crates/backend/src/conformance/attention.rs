@@ -8,7 +8,7 @@ use super::place::Place;
 use super::random::Random;
 use super::report::{Outcome, Subject};
 use super::{Problem, Suite, compare, same_bits, tolerance};
-use crate::{AttentionSpec, Backend, KvEntry, KvSpec, KvStore};
+use crate::{AttentionSpec, Backend, BackendError, KvEntry, KvPrecision, KvSpec, KvStore};
 
 #[derive(Clone, Copy, PartialEq, Eq)]
 pub enum Kind {
@@ -20,6 +20,7 @@ pub enum Kind {
 struct Case {
     kind: Kind,
     entry: KvEntry,
+    precision: KvPrecision,
     kv_heads: usize,
     heads: usize,
     k_dim: usize,
@@ -55,6 +56,13 @@ type Schedule = Vec<Vec<(usize, Range<usize>)>>;
 
 pub fn check(suite: &mut Suite<'_>, kind: Kind, number: usize) {
     let case = Case::random(&mut suite.random, kind, number);
+    if case.precision == KvPrecision::Int8 {
+        // Not every backend has it; one that refuses it has passed.
+        let spec = KvSpec { layers: 1, blocks: 1, block_tokens: 1, entry: case.entry, precision: case.precision };
+        if let Err(BackendError::Unsupported { .. }) = suite.subject.alloc_kv(&spec) {
+            return;
+        }
+    }
     if let Err(Problem(problem)) = case.check(suite) {
         suite.report.note(case.subject(), "values", Outcome::failed(problem));
     }
@@ -92,11 +100,14 @@ impl Case {
         };
         let (layer, block_tokens) = (random.below(LAYERS), random.pick(&[1, 3, 16, 32]));
         let scale = random.pick(&[0.1, 0.3, 1.0]);
-        Self { kind, entry, kv_heads, heads, k_dim, v_dim, scale, block_tokens, layer, sequences, places }
+        let precision = if number % 3 == 2 { KvPrecision::Int8 } else { KvPrecision::Full };
+        Self { kind, entry, precision, kv_heads, heads, k_dim, v_dim, scale, block_tokens, layer, sequences, places }
     }
 
     fn subject(&self) -> Subject {
         let op = match self.kind {
+            Kind::Separate if self.precision == KvPrecision::Int8 => "attention (separate, 8 bits)",
+            Kind::Latent if self.precision == KvPrecision::Int8 => "attention (latent, 8 bits)",
             Kind::Separate => "attention (separate)",
             Kind::Latent => "attention (latent)",
         };
@@ -130,8 +141,11 @@ impl Case {
     }
 
     fn describe(&self, s: usize) -> String {
-        let Self { entry, heads, block_tokens, .. } = self;
-        format!("{entry:?}, {heads} heads, blocks of {block_tokens}, {} positions", self.sequences[s].length)
+        let Self { entry, precision, heads, block_tokens, .. } = self;
+        format!(
+            "{entry:?} in {precision:?}, {heads} heads, blocks of {block_tokens}, {} positions",
+            self.sequences[s].length
+        )
     }
 
     /// Every step one position of every sequence that has one left.
@@ -173,7 +187,13 @@ impl Case {
     fn cache(&self, backend: &dyn Backend, random: &mut Random) -> Result<(KvStore, Vec<Vec<BlockId>>), Problem> {
         let needed: usize = (0..self.sequences.len()).map(|s| self.blocks_of(s)).sum();
         let blocks = needed + self.blocks_of(0) + 2;
-        let spec = KvSpec { layers: LAYERS, blocks, block_tokens: self.block_tokens, entry: self.entry };
+        let spec = KvSpec {
+            layers: LAYERS,
+            blocks,
+            block_tokens: self.block_tokens,
+            entry: self.entry,
+            precision: self.precision,
+        };
         let mut kv = backend.alloc_kv(&spec)?;
         let rows = blocks * self.block_tokens;
         let used = SequenceSlice { rows: 0..rows, context: 0, blocks: (0..blocks as u32).map(BlockId).collect() };

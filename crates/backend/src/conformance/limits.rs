@@ -6,7 +6,7 @@ use super::place::Place;
 use super::random::Random;
 use super::report::{Outcome, Subject};
 use super::{Problem, Suite, compare, tolerance};
-use crate::{Backend, BackendError, FfnSource, KvEntry, KvSpec, LinearSource};
+use crate::{Backend, BackendError, FfnSource, KvEntry, KvPrecision, KvSpec, LinearSource};
 
 pub fn check(suite: &mut Suite<'_>) {
     let subject = Subject { op: "alloc", format: None };
@@ -20,7 +20,13 @@ pub fn check(suite: &mut Suite<'_>) {
     let subject = Subject { op: "alloc_kv", format: None };
     for blocks in [1 << 45, usize::MAX / 64] {
         let entry = KvEntry::Latent { width: 576, v_dim: 512 };
-        let held = suite.subject.alloc_kv(&KvSpec { layers: 61, blocks, block_tokens: 64, entry });
+        let held = suite.subject.alloc_kv(&KvSpec {
+            layers: 61,
+            blocks,
+            block_tokens: 64,
+            entry,
+            precision: KvPrecision::Full,
+        });
         let refused = matches!(held, Err(BackendError::OutOfMemory { .. }));
         suite.report.note(subject, "refusal", Outcome::expect(refused, "a cache beyond all memory is OutOfMemory"));
     }

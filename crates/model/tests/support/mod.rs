@@ -4,7 +4,7 @@ use std::fmt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use lingqu_backend::{Backend, KvSpec, KvStore};
+use lingqu_backend::{Backend, KvPrecision, KvSpec, KvStore};
 use lingqu_backend_cpu::{CpuBackend, CpuConfig, Precision};
 use lingqu_backend_reference::ReferenceBackend;
 use lingqu_model::{Experts, LoadOptions, Model, Package, load_with_experts};
@@ -152,6 +152,7 @@ impl Runner {
             blocks: SEQUENCES_MAX * CONTEXT_MAX / BLOCK_TOKENS,
             block_tokens: BLOCK_TOKENS,
             entry: model.kv_entry(),
+            precision: KvPrecision::Full,
         };
         let kv = backend.alloc_kv(&spec).expect("a cache");
         Self { model, backend, kv }
