@@ -18,6 +18,7 @@ pub mod step;
 mod stream;
 pub mod text;
 
+use lingqu_backend::KvPrecision;
 use lingqu_types::{Limits, TokenId};
 
 pub use error::{EngineError, SubmitError};
@@ -30,11 +31,13 @@ pub struct EngineConfig {
     pub limits: Limits,
     /// Tokens that end a generation, unless the request says `ignore_eos`.
     pub eos_token_ids: Vec<TokenId>,
+    /// How finely keys and values are kept.
+    pub kv_precision: KvPrecision,
 }
 
 impl EngineConfig {
     /// What most engines are given.
     pub fn new(limits: Limits, eos_token_ids: Vec<TokenId>) -> Self {
-        Self { limits, eos_token_ids }
+        Self { limits, eos_token_ids, kv_precision: KvPrecision::Full }
     }
 }

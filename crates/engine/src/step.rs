@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
 
-use lingqu_backend::{Backend, BackendError, KvPrecision, KvSpec, KvStore};
+use lingqu_backend::{Backend, BackendError, KvSpec, KvStore};
 use lingqu_model::Model;
 use lingqu_sampler::TokenMask;
 use lingqu_scheduler::{NewSequence, Scheduler, SliceOutcome, StepPlan};
@@ -48,7 +48,7 @@ impl StepLoop {
             blocks: limits.blocks,
             block_tokens: limits.block_tokens,
             entry: model.kv_entry(),
-            precision: KvPrecision::Full,
+            precision: config.kv_precision,
         };
         let vocab = model.config().vocab_size;
         Ok(Self {

@@ -64,6 +64,17 @@ pub struct ModelArgs {
     /// How finely the cpu backend rounds activations that meet weights of a block format.
     #[arg(long, value_enum, default_value = "int8")]
     pub activations: Activations,
+    /// How finely keys and values are kept.
+    #[arg(long, value_enum, default_value = "full")]
+    pub kv_cache: KvCache,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum KvCache {
+    /// In halves (f32 on the reference backend).
+    Full,
+    /// In 8 bits with a scale to 64 values: half the memory.
+    Int8,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]

@@ -14,7 +14,7 @@ use lingqu_tokenizer::Tokenizer;
 use lingqu_types::{Limits, SamplingParams};
 
 use crate::Usage;
-use crate::cli::{Activations, BackendName, ExpertsPlace, ModelArgs};
+use crate::cli::{Activations, BackendName, ExpertsPlace, KvCache, ModelArgs};
 use crate::embedded;
 
 /// Longest context served unless `--max-context` asks for more: bounds the KV cache of models that allow 128k.
@@ -148,14 +148,22 @@ pub fn load(
     Ok(model)
 }
 
+/// How finely the cache keeps what it holds.
+pub fn kv_precision(args: &ModelArgs) -> KvPrecision {
+    match args.kv_cache {
+        KvCache::Full => KvPrecision::Full,
+        KvCache::Int8 => KvPrecision::Int8,
+    }
+}
+
 /// A KV cache for commands that run a model without the engine.
-pub fn alloc_kv(backend: &dyn Backend, model: &dyn Model, limits: &Limits) -> Result<KvStore> {
+pub fn alloc_kv(backend: &dyn Backend, model: &dyn Model, limits: &Limits, precision: KvPrecision) -> Result<KvStore> {
     let spec = KvSpec {
         layers: model.layers(),
         blocks: limits.blocks,
         block_tokens: limits.block_tokens,
         entry: model.kv_entry(),
-        precision: KvPrecision::Full,
+        precision,
     };
     Ok(backend.alloc_kv(&spec)?)
 }

@@ -53,7 +53,7 @@ pub fn run(args: &BenchArgs) -> Result<()> {
     limits.blocks = (widest * blocks_of(prompt + generate)).max(blocks_of(longest));
     let mut model = wiring::load(&package, &backend, &args.model, &limits)?;
     let load_s = started.elapsed().as_secs_f64();
-    let mut kv = wiring::alloc_kv(&*backend, &*model, &limits)?;
+    let mut kv = wiring::alloc_kv(&*backend, &*model, &limits, wiring::kv_precision(&args.model))?;
 
     let bytes = StepBytes::of(&lingqu_model::summary(&package));
     let mut run = Run { model: &mut *model, backend: &*backend, kv: &mut kv, limits: &limits, prompt, generate, bytes };

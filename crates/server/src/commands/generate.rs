@@ -26,7 +26,8 @@ pub fn run(args: &GenerateArgs) -> Result<()> {
 
     let backend = wiring::backend(&args.model)?;
     let model = wiring::load(&package, &backend, &args.model, &limits)?;
-    let config = EngineConfig::new(limits, package.generation.eos_token_ids.clone());
+    let mut config = EngineConfig::new(limits, package.generation.eos_token_ids.clone());
+    config.kv_precision = wiring::kv_precision(&args.model);
     let engine = Engine::start(model, backend, config)?;
     let loaded_s = started.elapsed().as_secs_f64();
 

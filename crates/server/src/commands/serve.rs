@@ -39,7 +39,8 @@ pub fn run(args: &ServeArgs) -> Result<()> {
         runtime.block_on(TcpListener::bind(address)).with_context(|| format!("cannot listen on {address}"))?;
 
     let model = wiring::load(&package, &backend, &args.model, &limits)?;
-    let config = EngineConfig::new(limits, package.generation.eos_token_ids.clone());
+    let mut config = EngineConfig::new(limits, package.generation.eos_token_ids.clone());
+    config.kv_precision = wiring::kv_precision(&args.model);
     let engine = Engine::start(model, backend.clone(), config)?;
     let served = ServedModel {
         engine: engine.handle(),
