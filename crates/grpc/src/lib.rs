@@ -17,4 +17,5 @@ mod status;
 mod transport;
 
 pub use config::GrpcConfig;
-pub use server::{Phase, ServeError, serve};
+pub use lingqu_serving::Phase;
+pub use server::{ServeError, serve};

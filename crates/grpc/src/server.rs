@@ -8,7 +8,7 @@ use lingqu_proto::v1;
 use lingqu_proto::v1::inference_server::InferenceServer;
 use lingqu_proto::v1::models_server::ModelsServer;
 use lingqu_proto::v1::tokenizer_server::TokenizerServer;
-use lingqu_serving::Served;
+use lingqu_serving::{Phase, Served};
 use tokio::net::TcpListener;
 use tokio::sync::watch;
 use tonic::server::NamedService;
@@ -39,18 +39,6 @@ type LingquTokenizer = TokenizerServer<TokenizerService>;
 /// Services whose health is told; "" is the server as a whole.
 const HEALTH_NAMES: [&str; 4] = ["", LingquInference::NAME, LingquModels::NAME, LingquTokenizer::NAME];
 
-/// Where the server is in its life. It only goes forward.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
-pub enum Phase {
-    /// Health is SERVING.
-    Serving,
-    /// Health is NOT_SERVING, so that clients go elsewhere. The port stays open and what runs goes on; new generations
-    /// are refused by the engine (UNAVAILABLE) once it drains.
-    Draining,
-    /// The port closes; calls that have not ended in [`GrpcConfig::stop_timeout`] are cut off.
-    Stopping,
-}
-
 /// Why the server could not run.
 #[derive(Debug, thiserror::Error)]
 pub enum ServeError {
@@ -61,7 +49,7 @@ pub enum ServeError {
 }
 
 /// Serves a model on a bound listener until `phase` says [`Phase::Stopping`] (or its sender is gone) and the calls have
-/// ended.
+/// ended, or have been cut off after [`GrpcConfig::stop_timeout`]. While [`Phase::Draining`] holds, health is NOT_SERVING.
 ///
 /// # Errors
 /// None that a client could cause.

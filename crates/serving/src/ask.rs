@@ -10,6 +10,7 @@ const STOP_STRINGS_MAX: usize = 16;
 const STOP_STRING_BYTES_MAX: usize = 256;
 const STOP_TOKEN_IDS_MAX: usize = 64;
 const LOGIT_BIASES_MAX: usize = 1024;
+const TENANT_BYTES_MAX: usize = 128;
 /// Samples of one prompt.
 pub const CHOICES_MAX: u32 = 16;
 
@@ -88,6 +89,10 @@ impl Ask {
                 return Err(RequestError::invalid(field, format_args!("{asked} is above {top_logprobs_max}")));
             }
         }
+        if self.service.tenant.len() > TENANT_BYTES_MAX {
+            let problem = format!("{} bytes are more than {TENANT_BYTES_MAX}", self.service.tenant.len());
+            return Err(RequestError::invalid("tenant", problem));
+        }
         if self.choices == 0 || self.choices > CHOICES_MAX {
             return Err(RequestError::invalid("n", format_args!("{} is not in 1..={CHOICES_MAX}", self.choices)));
         }
@@ -132,6 +137,7 @@ mod tests {
         check("stop_token_ids", |a| a.stop.stop_token_ids = vec![1; STOP_TOKEN_IDS_MAX + 1]);
         check("logprobs", |a| a.logprobs = Some(9));
         check("prompt_logprobs", |a| a.prompt_logprobs = Some(u32::MAX));
+        check("tenant", |a| a.service.tenant = "x".repeat(TENANT_BYTES_MAX + 1).into());
         check("n", |a| a.choices = 0);
         check("n", |a| a.choices = CHOICES_MAX + 1);
     }

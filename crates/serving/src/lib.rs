@@ -1,22 +1,28 @@
 //! What every front end does alike: a question, already out of its wire format, is checked, encoded, submitted to the
 //! engine, and comes back as replies.
 //!
-//! Knows tokens, templates and the engine; must not know wire formats, status codes or connections: errors are
-//! [`RequestError`]s, which each protocol spells in its own way.
+//! Knows tokens, templates and the engine; must not know wire formats or status codes: errors are [`RequestError`]s,
+//! which each protocol spells in its own way.
 //!
 //! Start with [`ask`] (what may be asked), then [`reply`] (what comes back).
 
 #![forbid(unsafe_code)]
 
 pub mod ask;
+mod connections;
 mod error;
 mod input;
+pub mod metrics;
 mod model;
+mod phase;
 mod prepare;
 pub mod reply;
 
 pub use ask::{Ask, FieldNames};
+pub use connections::Connections;
 pub use error::RequestError;
 pub use input::{Encoded, Input};
+pub use metrics::Metrics;
 pub use model::{ModelCard, Served, ServedModel};
+pub use phase::Phase;
 pub use reply::{Replies, Reply};

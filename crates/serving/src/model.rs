@@ -7,7 +7,7 @@ use lingqu_tokenizer::Tokenizer;
 use lingqu_types::{SamplingParams, TokenId};
 use tokio::sync::Semaphore;
 
-use crate::RequestError;
+use crate::{Metrics, RequestError};
 
 /// A model with its engine, as the wiring hands it over.
 pub struct ServedModel {
@@ -38,6 +38,7 @@ pub struct ModelCard {
 /// A served model, shared by all front ends.
 pub struct Served {
     pub model: ServedModel,
+    pub metrics: Arc<Metrics>,
     /// Tokenizing and templates are work for a CPU: only so many at once, off the threads that serve connections.
     text_work: Semaphore,
 }
@@ -45,7 +46,8 @@ pub struct Served {
 impl Served {
     /// `text_work_max` prompts are tokenized at once, each on a thread of its own.
     pub fn new(model: ServedModel, text_work_max: usize) -> Self {
-        Self { model, text_work: Semaphore::new(text_work_max.clamp(1, Semaphore::MAX_PERMITS)) }
+        let text_work = Semaphore::new(text_work_max.clamp(1, Semaphore::MAX_PERMITS));
+        Self { model, metrics: Arc::default(), text_work }
     }
 
     /// # Errors

@@ -2,6 +2,7 @@
 
 use std::pin::Pin;
 use std::sync::Arc;
+use std::time::Instant;
 
 use futures_util::stream::{self, SelectAll, Stream, StreamExt};
 use lingqu_engine::text::{TextEvent, TextStream};
@@ -10,6 +11,7 @@ use lingqu_types::{RequestId, SamplingParams, TokenId, TokenOutput};
 
 use crate::RequestError;
 use crate::ask::Ask;
+use crate::metrics::Watch;
 use crate::model::Served;
 use crate::prepare::{Prepared, prepare};
 
@@ -40,6 +42,7 @@ pub struct Reply {
     sampling: Arc<SamplingParams>,
     /// Kept for the prompt's log-probabilities, if asked for.
     prompt: Vec<TokenId>,
+    watch: Watch,
     ended: bool,
 }
 
@@ -72,7 +75,12 @@ impl Reply {
             Some(TextEvent::Prompt(scores)) => {
                 Ok(ReplyEvent::Prompt { tokens: std::mem::take(&mut self.prompt), scores })
             }
-            Some(TextEvent::Delta { text, reasoning, tokens }) => Ok(ReplyEvent::Delta { text, reasoning, tokens }),
+            Some(TextEvent::Delta { text, reasoning, tokens }) => {
+                if !tokens.is_empty() {
+                    self.watch.token();
+                }
+                Ok(ReplyEvent::Delta { text, reasoning, tokens })
+            }
             Some(TextEvent::Finished(end)) => Ok(self.finish(end)),
             Some(TextEvent::Failed(error)) => Err(self.fail(&error)),
             None => Err(self.fail(&EngineError::Stopped)),
@@ -81,6 +89,7 @@ impl Reply {
 
     fn finish(&mut self, end: Finished) -> ReplyEvent {
         self.ended = true;
+        self.watch.finished(end.reason, end.usage);
         tracing::info!(
             request = %self.id,
             reason = ?end.reason,
@@ -93,7 +102,9 @@ impl Reply {
 
     fn fail(&mut self, error: &EngineError) -> RequestError {
         self.ended = true;
-        RequestError::engine(self.id, error)
+        let error = RequestError::engine(self.id, error);
+        self.watch.failed(&error);
+        error
     }
 }
 
@@ -110,7 +121,18 @@ impl Replies {
     /// # Errors
     /// As [`Reply::start`]; either every sample is taken or none.
     pub async fn start(served: &Served, ask: Ask) -> Result<Self, RequestError> {
-        let samples = start(served, ask).await?;
+        Self::start_all(served, vec![ask]).await
+    }
+
+    /// Several questions as one: the samples of the first, then those of the second, and so on.
+    ///
+    /// # Errors
+    /// As [`Replies::start`].
+    pub async fn start_all(served: &Served, asks: Vec<Ask>) -> Result<Self, RequestError> {
+        let mut samples = Vec::new();
+        for ask in asks {
+            samples.extend(start(served, ask).await?);
+        }
         let ids = samples.iter().map(Reply::id).collect();
         let events = samples.into_iter().enumerate().map(|(index, reply)| {
             let events = stream::unfold(reply, move |mut reply| async move {
@@ -133,8 +155,14 @@ impl Replies {
     }
 }
 
-/// Submits every sample of a question.
+/// Submits every sample of a question, and counts it if it is refused.
 async fn start(served: &Served, ask: Ask) -> Result<Vec<Reply>, RequestError> {
+    let samples = submit(served, ask).await;
+    samples.inspect_err(|error| served.metrics.refused(error))
+}
+
+async fn submit(served: &Served, ask: Ask) -> Result<Vec<Reply>, RequestError> {
+    let began = Instant::now();
     let (choices, names) = (ask.choices, ask.names);
     let Prepared { request, text } = prepare(served, ask).await?;
     let sampling = Arc::new(request.sampling.clone());
@@ -156,7 +184,8 @@ async fn start(served: &Served, ask: Ask) -> Result<Vec<Reply>, RequestError> {
         let tokenizer = Arc::clone(&served.model.tokenizer);
         let text = TextStream::new(tokens, tokenizer, text.clone()).map_err(|e| RequestError::invalid("stop", e))?;
         tracing::debug!(request = %id, "submitted");
-        samples.push(Reply { id, text, sampling: Arc::clone(&sampling), prompt, ended: false });
+        let watch = Watch::new(Arc::clone(&served.metrics), began);
+        samples.push(Reply { id, text, sampling: Arc::clone(&sampling), prompt, watch, ended: false });
     }
     Ok(samples)
 }

@@ -2,18 +2,14 @@
 
 use std::io;
 use std::pin::Pin;
-use std::sync::Arc;
 use std::task::{Context, Poll};
-use std::time::Duration;
 
 use futures_util::Stream;
+use lingqu_serving::Connections;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::{TcpListener, TcpStream};
-use tokio::sync::{OwnedSemaphorePermit, Semaphore};
+use tokio::sync::OwnedSemaphorePermit;
 use tonic::transport::server::{Connected, TcpConnectInfo};
-
-/// Wait before accepting again when the machine is out of file descriptors or memory.
-const ACCEPT_RETRY: Duration = Duration::from_millis(50);
 
 /// An accepted connection; dropping it makes room for another.
 pub struct Connection {
@@ -21,32 +17,11 @@ pub struct Connection {
     _place: OwnedSemaphorePermit,
 }
 
-/// Accepts connections for ever. One that comes while `connections_max` are open is closed at once, which clients
-/// see as UNAVAILABLE, rather than left to wait in the backlog.
+/// Accepts connections for ever. One too many is closed at once, which clients see as UNAVAILABLE.
 pub fn connections(listener: TcpListener, connections_max: usize) -> impl Stream<Item = io::Result<Connection>> {
-    let places = Arc::new(Semaphore::new(connections_max.min(Semaphore::MAX_PERMITS)));
-    futures_util::stream::unfold((listener, places), |(listener, places)| async move {
-        loop {
-            // An error here is a connection that died before it was accepted or a shortage that may pass: neither
-            // may end the server.
-            let (stream, peer) = match listener.accept().await {
-                Ok(accepted) => accepted,
-                Err(error) => {
-                    tracing::warn!(%error, "cannot accept a connection");
-                    tokio::time::sleep(ACCEPT_RETRY).await;
-                    continue;
-                }
-            };
-            let Ok(place) = Arc::clone(&places).try_acquire_owned() else {
-                tracing::debug!(%peer, "refused: too many connections");
-                continue;
-            };
-            if let Err(error) = stream.set_nodelay(true) {
-                tracing::debug!(%peer, %error, "connection already gone");
-                continue;
-            }
-            return Some((Ok(Connection { stream, _place: place }), (listener, places)));
-        }
+    futures_util::stream::unfold(Connections::new(listener, connections_max), |mut connections| async move {
+        let (stream, place) = connections.next().await;
+        Some((Ok(Connection { stream, _place: place }), connections))
     })
 }
 
