@@ -1,10 +1,13 @@
-//! From tokens to text: decode, split thinking from answer, watch for stop strings.
+//! From tokens to text: decode, split thinking from answer, watch for stop strings, find tool calls.
 //!
 //! Every front end reads a generation through [`TextStream`], so that all of them cut text at the same place.
 
 use std::sync::Arc;
 
-use lingqu_tokenizer::{DecodeStream, ReasoningSplitter, SplitText, StopError, StopMatcher, Tokenizer};
+use lingqu_tokenizer::{
+    DecodeStream, ReasoningSplitter, SplitText, StopError, StopMatcher, Tokenizer, ToolCallDelta, ToolCallParser,
+    ToolFormat, ToolText,
+};
 use lingqu_types::{FinishReason, TokenOutput, Usage};
 
 use crate::{EngineError, Finished, PromptLogprobs, TokenEvent, TokenStream};
@@ -17,11 +20,14 @@ pub struct TextOptions {
     /// Leave out tokens like `<|im_end|>`.
     pub skip_special_tokens: bool,
     pub reasoning: ReasoningMode,
+    /// Tell tool calls, as the model writes them, apart from the answer; `None`: they are text of it. Stop strings
+    /// are looked for in calls too.
+    pub tools: Option<ToolFormat>,
 }
 
 impl Default for TextOptions {
     fn default() -> Self {
-        Self { stop_strings: Vec::new(), skip_special_tokens: true, reasoning: ReasoningMode::Off }
+        Self { stop_strings: Vec::new(), skip_special_tokens: true, reasoning: ReasoningMode::Off, tools: None }
     }
 }
 
@@ -51,6 +57,7 @@ pub enum TextEvent {
     Delta {
         text: String,
         reasoning: String,
+        tool_calls: Vec<ToolCallDelta>,
         tokens: Vec<TokenOutput>,
     },
     Finished(Finished),
@@ -74,7 +81,10 @@ impl TextStream {
     pub fn new(tokens: TokenStream, tokenizer: Arc<Tokenizer>, options: TextOptions) -> Result<Self, StopError> {
         let usage = Usage { prompt_tokens: tokens.prompt_tokens, ..Usage::default() };
         let seed = tokens.seed;
-        Ok(Self { tokens: Some(tokens), next: None, text: TextPipeline::new(tokenizer, options)?, usage, seed })
+        // A later turn of the conversation has a longer prompt, so its calls are named differently.
+        let call_seed = seed.rotate_left(32) ^ u64::from(tokens.prompt_tokens);
+        let text = TextPipeline::new(tokenizer, options, call_seed)?;
+        Ok(Self { tokens: Some(tokens), next: None, text, usage, seed })
     }
 
     /// The next event; `None` after the last one. Cancel safe.
@@ -95,6 +105,11 @@ impl TextStream {
         Some(self.translate(event))
     }
 
+    /// Tool calls told so far. A reply that ends with [`FinishReason::Stop`] and has any is waiting for their results.
+    pub fn tool_calls(&self) -> u32 {
+        self.text.tools.as_ref().map_or(0, ToolCallParser::calls)
+    }
+
     fn translate(&mut self, event: TokenEvent) -> TextEvent {
         match event {
             TokenEvent::Prompt(scores) => TextEvent::Prompt(scores),
@@ -109,7 +124,7 @@ impl TextStream {
                     let (usage, seed) = (self.usage, self.seed);
                     self.next = Some(TextEvent::Finished(Finished { reason: FinishReason::Stop, usage, seed }));
                 }
-                TextEvent::Delta { text: piece.text, reasoning: piece.reasoning, tokens: vec![token] }
+                piece.told(vec![token])
             }
             TokenEvent::Finished(mut finished) => {
                 let piece = self.text.finish();
@@ -117,11 +132,11 @@ impl TextStream {
                 if piece.stopped {
                     finished.reason = FinishReason::Stop;
                 }
-                if piece.text.is_empty() && piece.reasoning.is_empty() {
+                if piece.text.is_empty() && piece.reasoning.is_empty() && piece.tool_calls.is_empty() {
                     return TextEvent::Finished(finished);
                 }
                 self.next = Some(TextEvent::Finished(finished));
-                TextEvent::Delta { text: piece.text, reasoning: piece.reasoning, tokens: Vec::new() }
+                piece.told(Vec::new())
             }
         }
     }
@@ -135,6 +150,7 @@ struct TextPipeline {
     /// A stop string lies in the thinking or in the answer, never across both.
     stop_reasoning: StopMatcher,
     stop_text: StopMatcher,
+    tools: Option<ToolCallParser>,
 }
 
 /// What one token adds.
@@ -142,20 +158,30 @@ struct TextPipeline {
 struct Piece {
     text: String,
     reasoning: String,
+    tool_calls: Vec<ToolCallDelta>,
     stopped: bool,
     /// The token belongs to the thinking.
     thinking: bool,
 }
 
+impl Piece {
+    fn told(self, tokens: Vec<TokenOutput>) -> TextEvent {
+        TextEvent::Delta { text: self.text, reasoning: self.reasoning, tool_calls: self.tool_calls, tokens }
+    }
+}
+
 impl TextPipeline {
-    fn new(tokenizer: Arc<Tokenizer>, options: TextOptions) -> Result<Self, StopError> {
+    fn new(tokenizer: Arc<Tokenizer>, options: TextOptions, call_seed: u64) -> Result<Self, StopError> {
         let stop = StopMatcher::new(&options.stop_strings)?;
         let split = match options.reasoning {
             ReasoningMode::Off => ReasoningSplitter::pass_through(),
             ReasoningMode::Split(splitter) => splitter,
         };
-        let decode = DecodeStream::new(options.skip_special_tokens);
-        Ok(Self { tokenizer, decode, split, stop_reasoning: stop.clone(), stop_text: stop })
+        let marks = options.tools.map_or(&[][..], ToolFormat::marks);
+        let kept = marks.iter().filter_map(|mark| tokenizer.token_id(mark)).collect();
+        let decode = DecodeStream::new(options.skip_special_tokens).keeping(kept);
+        let tools = options.tools.map(|format| ToolCallParser::new(format, call_seed));
+        Ok(Self { tokenizer, decode, split, stop_reasoning: stop.clone(), stop_text: stop, tools })
     }
 
     fn push(&mut self, token: u32) -> Piece {
@@ -163,7 +189,10 @@ impl TextPipeline {
         let decoded = self.decode.push(&self.tokenizer, token);
         let split = self.split.push(&decoded);
         let thinking = before || self.split.in_reasoning();
-        Piece { thinking, ..self.watch(split) }
+        let mut piece = Piece { thinking, ..self.watch(split) };
+        let ends = piece.stopped;
+        self.find_calls(&mut piece, ends);
+        piece
     }
 
     /// What was held back, at the end.
@@ -178,7 +207,20 @@ impl TextPipeline {
             piece.reasoning += &self.stop_reasoning.finish();
             piece.text += &self.stop_text.finish();
         }
+        self.find_calls(&mut piece, true);
         piece
+    }
+
+    /// Takes the calls out of the answer; at the end also what was held back.
+    fn find_calls(&mut self, piece: &mut Piece, ends: bool) {
+        let Some(tools) = &mut self.tools else { return };
+        let ToolText { text, calls } = tools.push(&piece.text);
+        (piece.text, piece.tool_calls) = (text, calls);
+        if ends {
+            let rest = tools.finish();
+            piece.text += &rest.text;
+            piece.tool_calls.extend(rest.calls);
+        }
     }
 
     /// Cuts at the first stop string. The thinking comes before the answer, also within one piece.

@@ -37,6 +37,7 @@ pub(crate) async fn prepare(served: &Served, ask: Ask) -> Result<Prepared, Reque
         stop_strings: ask.stop_strings,
         skip_special_tokens: ask.skip_special_tokens,
         reasoning: reasoning(&served.model.tokenizer, &prompt, ask.split_reasoning),
+        tools: None,
     };
     Ok(Prepared { request, text })
 }

@@ -75,7 +75,7 @@ impl Reply {
             Some(TextEvent::Prompt(scores)) => {
                 Ok(ReplyEvent::Prompt { tokens: std::mem::take(&mut self.prompt), scores })
             }
-            Some(TextEvent::Delta { text, reasoning, tokens }) => {
+            Some(TextEvent::Delta { text, reasoning, tokens, .. }) => {
                 if !tokens.is_empty() {
                     self.watch.token();
                 }

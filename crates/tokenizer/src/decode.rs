@@ -11,18 +11,25 @@ use crate::tokenizer::Tokenizer;
 #[derive(Clone, Debug)]
 pub struct DecodeStream {
     skip_special: bool,
+    /// Special tokens that are text all the same.
+    kept: Vec<TokenId>,
     /// The beginning of a character.
     pending: Vec<u8>,
 }
 
 impl DecodeStream {
     pub fn new(skip_special: bool) -> Self {
-        Self { skip_special, pending: Vec::new() }
+        Self { skip_special, kept: Vec::new(), pending: Vec::new() }
+    }
+
+    /// Special tokens that are text even where others are skipped: the marks of tool calls.
+    pub fn keeping(self, kept: Vec<TokenId>) -> Self {
+        Self { kept, ..self }
     }
 
     /// The text that this token completes; often a word, sometimes nothing.
     pub fn push(&mut self, tokenizer: &Tokenizer, id: TokenId) -> String {
-        if self.skip_special && tokenizer.is_special(id) {
+        if self.skip_special && tokenizer.is_special(id) && !self.kept.contains(&id) {
             return String::new();
         }
         self.push_bytes(tokenizer.token_slice(id).unwrap_or_default())

@@ -37,6 +37,11 @@ pub struct SplitText {
 }
 
 impl ReasoningSplitter {
+    /// What begins the thinking.
+    pub const OPEN: &str = OPEN;
+    /// What ends it.
+    pub const CLOSE: &str = CLOSE;
+
     /// For models that do not think: all is answer.
     pub fn pass_through() -> Self {
         Self::in_state(State::Answer)
@@ -62,6 +67,11 @@ impl ReasoningSplitter {
     /// Whether the next text counts as thinking, as far as is known.
     pub fn in_reasoning(&self) -> bool {
         matches!(self.state, State::Opened | State::Reasoning)
+    }
+
+    /// Whether the reply thinks or may yet begin to.
+    pub fn may_reason(&self) -> bool {
+        self.in_reasoning() || self.state == State::Start
     }
 
     /// Takes the next piece of the reply.

@@ -6,7 +6,7 @@ use std::process::Command;
 use serde_json::Value;
 
 /// Floor of every crate, without the `lingqu-` prefix. The binary is `lingqu` itself.
-const FLOORS: [(&str, u32); 21] = [
+const FLOORS: [(&str, u32); 22] = [
     ("types", 0),
     ("tensor", 0),
     ("proto", 0),
@@ -20,6 +20,7 @@ const FLOORS: [(&str, u32); 21] = [
     ("backend-gpu", 2),
     ("model", 2),
     ("scheduler", 2),
+    ("grammar", 2),
     ("cluster", 2),
     ("engine", 3),
     ("serving", 4),

@@ -65,7 +65,7 @@ fn read(mut stream: TextStream) -> Told {
     while let Some(event) = stream.blocking_next() {
         assert!(told.finished.is_none(), "an event after the end");
         match event {
-            TextEvent::Delta { text, reasoning, tokens } => {
+            TextEvent::Delta { text, reasoning, tokens, .. } => {
                 assert!(told.text.is_empty() || reasoning.is_empty(), "thinking after the answer");
                 told.text += &text;
                 told.reasoning += &reasoning;
