@@ -191,6 +191,16 @@ pub trait Backend: Send + Sync {
     /// `out += x`. x, out `[rows, cols]`
     fn add(&self, x: View<'_>, out: ViewMut<'_>) -> Result<()>;
 
+    /// `out[i] = x[rows[i]]`, between steps: waits for the device. x `[rows, cols]`, out `[rows.len(), cols]`
+    fn gather_rows(&self, x: View<'_>, rows: &[u32], out: ViewMut<'_>) -> Result<()> {
+        let (Some(&first), Some(&last)) = (rows.iter().min(), rows.iter().max()) else { return Ok(()) };
+        let span = first as usize..last as usize + 1;
+        let mut values = vec![0.0; span.len() * x.width()];
+        self.read_rows(x, span.clone(), &mut values)?;
+        let row = |r: &u32| &values[(*r as usize - span.start) * x.width()..][..x.width()];
+        self.write(&rows.iter().flat_map(row).copied().collect::<Vec<f32>>(), out)
+    }
+
     /// The rows whose logits the batch asked for. x `[rows, cols]`, out `[logit_rows, cols]`
     fn gather_logit_rows(&self, step: &Step, x: View<'_>, out: ViewMut<'_>) -> Result<()>;
 }

@@ -21,6 +21,7 @@ fn start(package: &Package, backend: &Arc<dyn Backend>, limits: &Limits) -> Engi
         batch_rows_max: limits.batch_rows_max,
         logit_rows_max: limits.logit_rows_max,
         context_tokens_max: limits.context_tokens_max,
+        speculate: false,
     };
     let model = load(package, backend.clone(), &options, &mut |_| {}).expect("the golden model loads");
     let config = EngineConfig::new(limits.clone(), Vec::new());

@@ -21,6 +21,8 @@ pub enum ModelError {
     Config { file: String, field: String, problem: String },
     #[error("{file}: architecture {found} is not supported (supported: {known})")]
     UnknownArchitecture { file: String, found: String, known: String },
+    #[error("{name} has no layer that predicts further tokens: it cannot speculate")]
+    NoPredictionLayer { name: String },
     #[error("tensor '{name}' is missing")]
     MissingTensor { name: String },
     #[error("tensor '{name}' has shape {found:?}, but the configuration asks for {expected:?}")]

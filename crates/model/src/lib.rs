@@ -12,6 +12,7 @@
 
 mod arch;
 mod config;
+mod draft;
 mod error;
 mod layers;
 mod loader;
@@ -26,6 +27,7 @@ use lingqu_backend::{Backend, Exchange, KvEntry, KvStore, View};
 use lingqu_types::Batch;
 
 pub use config::{AttentionConfig, GqaConfig, MlaConfig, ModelConfig, MoeConfig, RopeConfig, RopeScaling};
+pub use draft::{DraftBatch, States};
 pub use error::ModelError;
 pub use loader::LoadProgress;
 pub use names::{Naming, Place, Role};
@@ -41,6 +43,8 @@ pub struct LoadOptions {
     pub logit_rows_max: usize,
     /// Positions that a sequence may reach.
     pub context_tokens_max: usize,
+    /// Load the model's prediction layer too, so that [`Model::draft`] can be asked. An error where it has none.
+    pub speculate: bool,
 }
 
 /// A model on a device.
@@ -55,11 +59,25 @@ pub trait Model: Send {
     /// [`LoadOptions`] said: breaking that is a bug of ours and panics.
     fn forward(&mut self, batch: &Batch, kv: &mut KvStore) -> Result<View<'_>, lingqu_backend::BackendError>;
 
+    /// Whether a prediction layer is loaded.
+    fn predicts(&self) -> bool {
+        false
+    }
+
+    /// Puts rows into the prediction layer's own part of the cache and returns the logits of the tokens after those that
+    /// `rows` asks for: `[logit_rows, vocab]`, on the device, until the next forward or draft. Only of models that
+    /// [predict](Model::predicts), after a forward; the bounds and promises are those of [`Model::forward`].
+    fn draft(&mut self, rows: &DraftBatch, kv: &mut KvStore) -> Result<View<'_>, lingqu_backend::BackendError> {
+        let (_, _) = (rows, kv);
+        unreachable!("drafts are asked of models that predict")
+    }
+
     /// What one position of the KV cache holds, per layer.
     fn kv_entry(&self) -> KvEntry {
         self.config().kv_entry()
     }
 
+    /// Layers of the KV cache, the prediction layer's among them.
     fn layers(&self) -> usize {
         self.config().layers
     }
@@ -97,6 +115,9 @@ pub fn load_with_experts(
     progress: &mut dyn FnMut(LoadProgress),
 ) -> Result<Box<dyn Model>, ModelError> {
     let architecture = registry::by_name(package.config.architecture);
+    if options.speculate && package.config.prediction_layers == 0 {
+        return Err(ModelError::NoPredictionLayer { name: package.config.name.clone() });
+    }
     let mut loader = loader::Loader::new(&package.checkpoint, &package.config, options, backend, progress);
     let model = (architecture.load)(&mut loader, experts)?;
     loader.finish();

@@ -45,11 +45,16 @@ impl<'a> Loader<'a> {
         progress: &'a mut dyn FnMut(LoadProgress),
     ) -> Self {
         let naming = naming(checkpoint);
-        let used =
-            |name: &str| naming.place(name).is_some_and(|place| place.layer.is_none_or(|layer| layer < config.layers));
+        let layers = config.layers + usize::from(options.speculate); // of prediction layers the first alone
+        let used = |name: &str| naming.place(name).is_some_and(|place| place.layer.is_none_or(|layer| layer < layers));
         let bytes_total = checkpoint.tensors().filter(|t| used(&t.name)).map(|t| t.bytes as u64).sum();
         let state = LoadProgress { bytes_done: 0, bytes_total };
         Self { config, options, backend, checkpoint, naming, progress, state }
+    }
+
+    /// Prediction layers to load: the first of them or none.
+    pub fn prediction_layers(&self) -> usize {
+        usize::from(self.options.speculate)
     }
 
     /// Whether the file holds `role` in layer `layer`.

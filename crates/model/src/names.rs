@@ -43,6 +43,11 @@ pub enum Role {
     ExpertGate,
     ExpertUp,
     ExpertDown,
+    /// The prediction layer: norms of the embedding and of the state that it joins, what joins them, and its last norm.
+    PredictionEmbeddingNorm,
+    PredictionStateNorm,
+    PredictionProjection,
+    PredictionNorm,
 }
 
 /// Which of the two languages a checkpoint speaks.
@@ -53,7 +58,7 @@ pub enum Naming {
 }
 
 /// `{l}` is the layer, `{e}` the expert. GGUF stacks all experts of a layer in one tensor. Empty: not in such files.
-const NAMES: [(Role, &str, &str); 33] = [
+const NAMES: [(Role, &str, &str); 37] = [
     (Role::Embedding, "model.embed_tokens.weight", "token_embd.weight"),
     (Role::FinalNorm, "model.norm.weight", "output_norm.weight"),
     (Role::Head, "lm_head.weight", "output.weight"),
@@ -87,6 +92,10 @@ const NAMES: [(Role, &str, &str); 33] = [
     (Role::ExpertGate, "model.layers.{l}.mlp.experts.{e}.gate_proj.weight", "blk.{l}.ffn_gate_exps.weight"),
     (Role::ExpertUp, "model.layers.{l}.mlp.experts.{e}.up_proj.weight", "blk.{l}.ffn_up_exps.weight"),
     (Role::ExpertDown, "model.layers.{l}.mlp.experts.{e}.down_proj.weight", "blk.{l}.ffn_down_exps.weight"),
+    (Role::PredictionEmbeddingNorm, "model.layers.{l}.enorm.weight", "blk.{l}.nextn.enorm.weight"),
+    (Role::PredictionStateNorm, "model.layers.{l}.hnorm.weight", "blk.{l}.nextn.hnorm.weight"),
+    (Role::PredictionProjection, "model.layers.{l}.eh_proj.weight", "blk.{l}.nextn.eh_proj.weight"),
+    (Role::PredictionNorm, "model.layers.{l}.shared_head.norm.weight", "blk.{l}.nextn.shared_head_norm.weight"),
 ];
 
 impl Role {
@@ -103,6 +112,8 @@ impl Role {
             Router | RouterBias => "router",
             SharedGate | SharedUp | SharedDown => "shared experts",
             ExpertGate | ExpertUp | ExpertDown => "routed experts",
+            PredictionEmbeddingNorm | PredictionStateNorm | PredictionNorm => "norms",
+            PredictionProjection => "prediction",
         }
     }
 }
@@ -195,7 +206,8 @@ mod tests {
         check(hf, "model.layers.60.self_attn.kv_a_proj_with_mqa.weight", Some(Role::KvA));
         check(hf, "model.layers.x.self_attn.q_proj.weight", None);
         check(hf, "model.layers.1.self_attn.q_proj.weight_scale_inv", None);
-        check(hf, "model.layers.61.eh_proj.weight", None);
+        check(hf, "model.layers.61.eh_proj.weight", Some(Role::PredictionProjection));
+        check(hf, "model.layers.61.shared_head.head.weight", None);
         check(Naming::Gguf, "blk.60.ffn_down_exps.weight", Some(Role::ExpertDown));
         check(Naming::Gguf, "blk.3.exp_probs_b.bias", Some(Role::RouterBias));
         check(Naming::Gguf, "", None);

@@ -43,7 +43,7 @@ impl Files {
     fn load(self) -> Result<(), ModelError> {
         let (config, weights) = (self.config.into_bytes().leak(), self.weights.leak());
         let package = Package::embedded(&[("config.json", config), ("model.safetensors", weights)])?;
-        let options = LoadOptions { batch_rows_max: 4, logit_rows_max: 4, context_tokens_max: 16 };
+        let options = LoadOptions { batch_rows_max: 4, logit_rows_max: 4, context_tokens_max: 16, speculate: false };
         load(&package, Arc::new(ReferenceBackend::new()), &options, &mut |_| ()).map(|_| ())
     }
 }

@@ -134,6 +134,7 @@ pub fn load(
         batch_rows_max: limits.batch_rows_max,
         logit_rows_max: limits.logit_rows_max,
         context_tokens_max: limits.context_tokens_max,
+        speculate: false,
     };
     let style = "{msg} [{bar:40}] {bytes}/{total_bytes} {eta}";
     let bar = ProgressBar::new(package.checkpoint.bytes());

@@ -88,6 +88,7 @@ impl ToyModel {
             vocab_size: TOY_VOCAB,
             hidden: 2,
             layers: 1,
+            prediction_layers: 0,
             context_tokens_max: limits.context_tokens_max,
             rms_norm_eps: 1e-6,
             attention: AttentionConfig::Gqa(GqaConfig {

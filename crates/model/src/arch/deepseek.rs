@@ -1,15 +1,22 @@
-//! DeepSeek V2, V3 and R1: multi-head latent attention and mixtures of experts (DeepSeek-V2 paper, section 2;
-//! DeepSeek-V3 paper, section 2.1). The multi-token-prediction layers of V3 take no part.
+//! DeepSeek V2, V3 and R1: multi-head latent attention and mixtures of experts (DeepSeek-V2 paper, section 2.1 and 2.2;
+//! DeepSeek-V3 paper, section 2.1), and V3's layer that predicts one token further (section 2.2), where it is wanted.
+//!
+//! `forward` and `draft` at the end are the whole; both pass their rows through [`Graph::attention`] and
+//! [`Graph::feed_forward`].
+
+mod buffers;
+mod prediction;
 
 use std::sync::Arc;
 
 use lingqu_backend::{
-    AttentionSpec, Backend, Buffer, Exchange, FfnWeights, KvStore, LocalExchange, OffloadExchange, OffloadSizes,
-    Result, Routing, View, Weight,
+    AttentionSpec, Backend, Exchange, FfnWeights, KvStore, LocalExchange, OffloadExchange, OffloadSizes, Result, Step,
+    View, Weight,
 };
 use lingqu_types::Batch;
 
 use crate::config::ModelConfig;
+use crate::draft::{DraftBatch, States};
 use crate::layers::attention_gqa::load_rope;
 use crate::layers::ends::{self, Ends};
 use crate::layers::mla::{self, MlaWeights};
@@ -17,24 +24,34 @@ use crate::layers::moe::{self, MoeWeights};
 use crate::layers::{ffn, workspace::Stream};
 use crate::loader::Loader;
 use crate::names::Role;
-use crate::{Experts, LoadOptions, Model, ModelError};
+use crate::{Experts, Model, ModelError};
+use buffers::{AttentionBuffers, MixtureBuffers};
+use prediction::Prediction;
 
 /// Epsilon of the norms on the two latents: the release code leaves it at its default, whatever `rms_norm_eps` says.
 const LATENT_NORM_EPS: f32 = 1e-6;
 
 struct DeepSeek {
+    ends: Ends,
+    layers: Vec<Layer>,
+    prediction: Option<Prediction>,
+    graph: Graph,
+}
+
+/// What the layers compute with: all but their weights.
+struct Graph {
     config: ModelConfig,
     backend: Arc<dyn Backend>,
     exchange: Arc<dyn Exchange>,
-    ends: Ends,
     rope: Weight,
-    layers: Vec<Layer>,
     stream: Stream,
     attention: AttentionBuffers,
     mixture: Option<MixtureBuffers>,
 }
 
 struct Layer {
+    /// Its number in the cache and to the exchange.
+    index: usize,
     attention_norm: Weight,
     attention: MlaWeights,
     ffn_norm: Weight,
@@ -46,84 +63,12 @@ enum Ffn {
     Mixture(MoeWeights),
 }
 
-struct AttentionBuffers {
-    /// `[rows, q_lora_rank (or heads * (nope + rope)) + kv_lora_rank + rope]`
-    query_kv_a: Buffer,
-    /// `None` where queries have no latent of their own.
-    query: Option<QueryBuffers>,
-    /// Queries against the cache. `[rows, heads * (kv_lora_rank + rope)]`
-    absorbed: Buffer,
-    /// What goes into the cache: normed latent, rotated key. `[rows, kv_lora_rank + rope]`
-    entry: Buffer,
-    /// Weighted sums of latents. `[rows, heads * kv_lora_rank]`
-    latents: Buffer,
-    /// `[rows, heads * v]`
-    attended: Buffer,
-}
-
-struct QueryBuffers {
-    /// `[rows, q_lora_rank]`
-    latent: Buffer,
-    /// `[rows, heads * (nope + rope)]`
-    full: Buffer,
-}
-
-struct MixtureBuffers {
-    /// `[rows, experts]`
-    router: Buffer,
-    routing: Routing,
-    /// `[rows, hidden]`
-    routed: Buffer,
-}
-
-impl AttentionBuffers {
-    fn new(backend: &dyn Backend, config: &ModelConfig, rows_max: usize) -> Result<Self> {
-        let mla = config.mla();
-        let (latent, q_width) = (mla.kv_lora_rank + mla.rope_dim, mla.heads * (mla.nope_dim + mla.rope_dim));
-        let query = match mla.q_lora_rank {
-            Some(rank) => {
-                Some(QueryBuffers { latent: backend.alloc(rows_max, rank)?, full: backend.alloc(rows_max, q_width)? })
-            }
-            None => None,
-        };
-        Ok(Self {
-            query_kv_a: backend.alloc(rows_max, mla.q_lora_rank.unwrap_or(q_width) + latent)?,
-            query,
-            absorbed: backend.alloc(rows_max, mla.heads * latent)?,
-            entry: backend.alloc(rows_max, latent)?,
-            latents: backend.alloc(rows_max, mla.heads * mla.kv_lora_rank)?,
-            attended: backend.alloc(rows_max, mla.heads * mla.v_dim)?,
-        })
-    }
-
-    fn set_rows(&mut self, rows: usize) {
-        let Self { query_kv_a, query, absorbed, entry, latents, attended } = self;
-        for buffer in [query_kv_a, absorbed, entry, latents, attended] {
-            buffer.set_rows(rows);
-        }
-        if let Some(QueryBuffers { latent, full }) = query {
-            latent.set_rows(rows);
-            full.set_rows(rows);
-        }
-    }
-}
-
-impl MixtureBuffers {
-    fn new(backend: &dyn Backend, config: &ModelConfig, options: &LoadOptions) -> Result<Option<Self>> {
-        let Some(moe) = &config.moe else { return Ok(None) };
-        let rows_max = options.batch_rows_max;
-        Ok(Some(Self {
-            router: backend.alloc(rows_max, moe.route.experts)?,
-            routing: backend.alloc_routing(rows_max, moe.route.top_k)?,
-            routed: backend.alloc(rows_max, config.hidden)?,
-        }))
-    }
-
-    fn set_rows(&mut self, rows: usize) {
-        self.router.set_rows(rows);
-        self.routing.set_rows(rows);
-        self.routed.set_rows(rows);
-    }
+/// Which rows a layer hands on.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Keep {
+    All,
+    /// Those whose logits are wanted. With none, all is done once the cache has their entries.
+    Logits,
 }
 
 pub(crate) fn load(loader: &mut Loader, experts: Experts) -> Result<Box<dyn Model>, ModelError> {
@@ -135,21 +80,19 @@ pub(crate) fn load(loader: &mut Loader, experts: Experts) -> Result<Box<dyn Mode
         Experts::Behind(_) => None,
     };
     let (mut layers, mut routed) = (Vec::new(), Vec::new());
-    for l in 0..config.layers {
-        let attention_norm = loader.vector(Role::AttentionNorm, l, config.hidden)?;
-        let attention = mla::load(loader, l)?;
-        let ffn_norm = loader.vector(Role::FfnNorm, l, config.hidden)?;
-        let mixture = config.moe.as_ref().filter(|_| config.is_moe_layer(l));
-        let ffn = match mixture {
-            Some(moe) => Ffn::Mixture(moe::load(loader, moe, l)?),
-            None => Ffn::Dense(ffn::load(loader, l)?),
-        };
-        routed.push(match (mixture, &host) {
-            (Some(moe), Some(host)) => Some(moe::load_experts(loader, &**host, moe, l)?),
+    for index in 0..config.layers + loader.prediction_layers() {
+        layers.push(load_layer(loader, index)?);
+        routed.push(match (&config.moe, &host) {
+            (Some(moe), Some(host)) if config.is_moe_layer(index) => {
+                Some(moe::load_experts(loader, &**host, moe, index)?)
+            }
             _ => None,
         });
-        layers.push(Layer { attention_norm, attention, ffn_norm, ffn });
     }
+    let prediction = match layers.drain(config.layers..).next() {
+        Some(layer) => Some(prediction::load(loader, layer)?),
+        None => None,
+    };
     let exchange: Arc<dyn Exchange> = match (experts, &config.moe) {
         (Experts::Behind(exchange), _) => exchange,
         (Experts::On(host), Some(moe)) => {
@@ -159,8 +102,7 @@ pub(crate) fn load(loader: &mut Loader, experts: Experts) -> Result<Box<dyn Mode
         }
         (Experts::Here | Experts::On(_), _) => Arc::new(LocalExchange::new(backend.clone(), routed)),
     };
-    Ok(Box::new(DeepSeek {
-        ends: ends::load(loader)?,
+    let graph = Graph {
         rope: load_rope(loader)?,
         stream: Stream::new(&*backend, &config, loader.options)?,
         attention: AttentionBuffers::new(&*backend, &config, loader.options.batch_rows_max)?,
@@ -168,99 +110,191 @@ pub(crate) fn load(loader: &mut Loader, experts: Experts) -> Result<Box<dyn Mode
         config,
         backend,
         exchange,
-        layers,
-    }))
+    };
+    Ok(Box::new(DeepSeek { ends: ends::load(loader)?, layers, prediction, graph }))
 }
 
-// tidy: straight-line, the forward below is read against the paper in one piece
+/// Layer `index` without its routed experts.
+fn load_layer(loader: &mut Loader, index: usize) -> Result<Layer, ModelError> {
+    let config = loader.config;
+    let attention_norm = loader.vector(Role::AttentionNorm, index, config.hidden)?;
+    let attention = mla::load(loader, index)?;
+    let ffn_norm = loader.vector(Role::FfnNorm, index, config.hidden)?;
+    let ffn = match config.moe.as_ref().filter(|_| config.is_moe_layer(index)) {
+        Some(moe) => Ffn::Mixture(moe::load(loader, moe, index)?),
+        None => Ffn::Dense(ffn::load(loader, index)?),
+    };
+    Ok(Layer { index, attention_norm, attention, ffn_norm, ffn })
+}
+
+impl Graph {
+    fn begin(&mut self, batch: &Batch, kv: &KvStore) -> Result<Step> {
+        let step = self.backend.begin_step(batch, kv.spec().block_tokens)?;
+        self.stream.set_rows(step.rows());
+        self.attention.set_rows(step.rows());
+        if let Some(m) = &mut self.mixture {
+            m.set_rows(step.rows());
+        }
+        Ok(step)
+    }
+
+    /// Multi-head latent attention. Equations (37) to (47) of the DeepSeek-V2 paper, keys and values absorbed. False if
+    /// no row is left.
+    fn attention(&mut self, step: &Step, layer: &Layer, kv: &mut KvStore, keep: Keep) -> Result<bool> {
+        let Self { config, backend, rope, stream: s, attention: a, .. } = self;
+        let (b, w, mla, pairing) = (&**backend, &layer.attention, config.mla(), config.rope.pairing);
+        let (heads, nope, rank) = (mla.heads, mla.nope_dim, mla.kv_lora_rank);
+        let (qk, latent) = (nope + mla.rope_dim, rank + mla.rope_dim);
+
+        b.rms_norm(s.x.view(), &layer.attention_norm, config.rms_norm_eps, s.normed.view_mut())?;
+        b.linear(s.normed.view(), &w.query_kv_a, a.query_kv_a.view_mut())?;
+        let split = a.query_kv_a.cols() - latent;
+        let (query_a, kv_a) = (a.query_kv_a.view().cols(0..split), a.query_kv_a.view().cols(split..split + latent));
+
+        // The cache's entry: c = norm(latent), then the key's rotated part, shared by all heads.
+        b.rms_norm(kv_a.cols(0..rank), &w.kv_norm, LATENT_NORM_EPS, a.entry.view_mut().cols(0..rank))?;
+        b.rope(step, kv_a.cols(rank..latent), rope, pairing, a.entry.view_mut().cols(rank..latent))?;
+        b.kv_append(step, kv, layer.index, a.entry.view(), None)?; // [rows, 1, kv_lora_rank + rope]
+        if keep == Keep::Logits && step.logit_rows() == 0 {
+            return Ok(false);
+        }
+
+        // Queries [rows, heads, nope + rope], straight from x or through a latent of their own.
+        let query = match (&w.query, &mut a.query) {
+            (Some(w), Some(q)) => {
+                b.rms_norm(query_a, &w.norm, LATENT_NORM_EPS, q.latent.view_mut())?; // [rows, q_lora_rank]
+                b.linear(q.latent.view(), &w.expand, q.full.view_mut())?;
+                q.full.view().split_heads(heads)
+            }
+            _ => query_a.split_heads(heads),
+        };
+        // Against the cache: (W_uk^T q_nope, rotated q_rope). [rows, heads, kv_lora_rank + rope]
+        b.linear_heads(query.cols(0..nope), &w.key_absorb, a.absorbed.view_mut().split_heads(heads).cols(0..rank))?;
+        let rotated = a.absorbed.view_mut().split_heads(heads).cols(rank..latent);
+        b.rope(step, query.cols(nope..qk), rope, pairing, rotated)?;
+        let spec = AttentionSpec { layer: layer.index, scale: mla.softmax_scale };
+        let (q, sums) = (a.absorbed.view().split_heads(heads), a.latents.view_mut().split_heads(heads));
+        b.attention(step, q, kv, spec, sums)?; // [rows, heads, kv_lora_rank]
+        // Values of the weighted latents: W_uv of each head, then out.
+        let sums = a.latents.view().split_heads(heads);
+        b.linear_heads(sums, &w.value_expand, a.attended.view_mut().split_heads(heads))?; // [rows, heads, v]
+        b.linear(a.attended.view(), &w.output, s.out.view_mut())?; // [rows, hidden]
+        b.add(s.out.view(), s.x.view_mut())?;
+        if keep == Keep::Logits {
+            s.keep_logit_rows(b, step)?; // [logit_rows, hidden] from here on
+        }
+        Ok(true)
+    }
+
+    /// Feed-forward: dense in the first layers, then shared experts beside those the router chooses.
+    fn feed_forward(&mut self, layer: &Layer) -> Result<()> {
+        let Self { config, backend, exchange, stream: s, mixture, .. } = self;
+        let b = &**backend;
+        b.rms_norm(s.x.view(), &layer.ffn_norm, config.rms_norm_eps, s.normed.view_mut())?;
+        let x = s.normed.view();
+        match (&layer.ffn, mixture) {
+            (Ffn::Mixture(w), Some(m)) => {
+                let moe = config.moe.as_ref().expect("a mixture has its numbers");
+                m.set_rows(x.rows());
+                b.linear(x, &w.router, m.router.view_mut())?; // [rows, experts]
+                b.route(m.router.view(), w.correction_bias.as_ref(), &moe.route, &mut m.routing)?; // [rows, top_k]
+                let pending = exchange.begin(layer.index, x, &m.routing)?;
+                if let Some(shared) = &w.shared {
+                    b.ffn(x, shared, s.out.view_mut())?; // [rows, hidden]
+                }
+                exchange.finish(pending, x, &m.routing, m.routed.view_mut())?; // [rows, hidden]
+                if w.shared.is_some() {
+                    b.add(s.out.view(), m.routed.view_mut())?;
+                }
+                b.add(m.routed.view(), s.x.view_mut())
+            }
+            (Ffn::Dense(w), _) => {
+                b.ffn(x, w, s.out.view_mut())?; // [rows, hidden]
+                b.add(s.out.view(), s.x.view_mut())
+            }
+            (Ffn::Mixture(_), None) => unreachable!("buffers are made where the configuration has a mixture"),
+        }
+    }
+}
+
 impl Model for DeepSeek {
     fn config(&self) -> &ModelConfig {
-        &self.config
+        &self.graph.config
+    }
+
+    fn layers(&self) -> usize {
+        self.layers.len() + usize::from(self.prediction.is_some())
+    }
+
+    fn predicts(&self) -> bool {
+        self.prediction.is_some()
     }
 
     fn forward(&mut self, batch: &Batch, kv: &mut KvStore) -> Result<View<'_>> {
-        let Self { config, backend, exchange, ends, rope, layers, stream: s, attention: a, mixture } = self;
-        let (b, mla, eps, pairing) = (&**backend, config.mla(), config.rms_norm_eps, config.rope.pairing);
-        let (heads, nope, rank) = (mla.heads, mla.nope_dim, mla.kv_lora_rank);
-        let (qk, latent) = (nope + mla.rope_dim, rank + mla.rope_dim);
-        let step = b.begin_step(batch, kv.spec().block_tokens)?;
-        s.set_rows(step.rows());
-        a.set_rows(step.rows());
-        if let Some(m) = mixture {
-            m.set_rows(step.rows());
+        let Self { ends, layers, prediction, graph: g } = self;
+        let (backend, eps) = (g.backend.clone(), g.config.rms_norm_eps);
+        let b = &*backend;
+        let step = g.begin(batch, kv)?;
+
+        b.embed(&step, &ends.embedding, g.stream.x.view_mut())?; // [rows, hidden]
+        for layer in layers.iter() {
+            // The prediction layer needs the state of every row; without it the last layer hands on few.
+            let last = layer.index + 1 == layers.len() && prediction.is_none();
+            if !g.attention(&step, layer, kv, if last { Keep::Logits } else { Keep::All })? {
+                return Ok(g.stream.no_logits());
+            }
+            g.feed_forward(layer)?;
         }
-
-        b.embed(&step, &ends.embedding, s.x.view_mut())?; // [rows, hidden]
-        for (l, layer) in layers.iter().enumerate() {
-            let (w, last) = (&layer.attention, l + 1 == config.layers);
-
-            // Multi-head latent attention. Equations (37) to (47) of the DeepSeek-V2 paper, keys and values absorbed.
-            b.rms_norm(s.x.view(), &layer.attention_norm, eps, s.normed.view_mut())?;
-            b.linear(s.normed.view(), &w.query_kv_a, a.query_kv_a.view_mut())?;
-            let split = a.query_kv_a.cols() - latent;
-            let (query_a, kv_a) = (a.query_kv_a.view().cols(0..split), a.query_kv_a.view().cols(split..split + latent));
-
-            // The cache's entry: c = norm(latent), then the key's rotated part, shared by all heads.
-            b.rms_norm(kv_a.cols(0..rank), &w.kv_norm, LATENT_NORM_EPS, a.entry.view_mut().cols(0..rank))?;
-            b.rope(&step, kv_a.cols(rank..latent), rope, pairing, a.entry.view_mut().cols(rank..latent))?;
-            b.kv_append(&step, kv, l, a.entry.view(), None)?; // [rows, 1, kv_lora_rank + rope]
-            if last && step.logit_rows() == 0 {
-                return Ok(s.no_logits());
-            }
-
-            // Queries [rows, heads, nope + rope], straight from x or through a latent of their own.
-            let query = match (&w.query, &mut a.query) {
-                (Some(w), Some(q)) => {
-                    b.rms_norm(query_a, &w.norm, LATENT_NORM_EPS, q.latent.view_mut())?; // [rows, q_lora_rank]
-                    b.linear(q.latent.view(), &w.expand, q.full.view_mut())?;
-                    q.full.view().split_heads(heads)
+        let s = &mut g.stream;
+        match prediction {
+            None => b.rms_norm(s.x.view(), &ends.final_norm, eps, s.normed.view_mut())?, // [logit_rows, hidden]
+            Some(p) => {
+                p.states.set_rows(step.rows());
+                b.rms_norm(s.x.view(), &ends.final_norm, eps, p.states.view_mut())?; // [rows, hidden]
+                if step.logit_rows() == 0 {
+                    return Ok(s.no_logits());
                 }
-                _ => query_a.split_heads(heads),
-            };
-            // Against the cache: (W_uk^T q_nope, rotated q_rope). [rows, heads, kv_lora_rank + rope]
-            b.linear_heads(query.cols(0..nope), &w.key_absorb, a.absorbed.view_mut().split_heads(heads).cols(0..rank))?;
-            let rotated = a.absorbed.view_mut().split_heads(heads).cols(rank..latent);
-            b.rope(&step, query.cols(nope..qk), rope, pairing, rotated)?;
-            let spec = AttentionSpec { layer: l, scale: mla.softmax_scale };
-            let (q, sums) = (a.absorbed.view().split_heads(heads), a.latents.view_mut().split_heads(heads));
-            b.attention(&step, q, kv, spec, sums)?; // [rows, heads, kv_lora_rank]
-            // Values of the weighted latents: W_uv of each head, then out.
-            let sums = a.latents.view().split_heads(heads);
-            b.linear_heads(sums, &w.value_expand, a.attended.view_mut().split_heads(heads))?; // [rows, heads, v]
-            b.linear(a.attended.view(), &w.output, s.out.view_mut())?; // [rows, hidden]
-            b.add(s.out.view(), s.x.view_mut())?;
-            if last {
-                s.keep_logit_rows(b, &step)?; // [logit_rows, hidden] from here on
-            }
-
-            // Feed-forward: dense in the first layers, then shared experts beside those the router chooses.
-            b.rms_norm(s.x.view(), &layer.ffn_norm, eps, s.normed.view_mut())?;
-            let x = s.normed.view();
-            match (&layer.ffn, &mut *mixture) {
-                (Ffn::Mixture(w), Some(m)) => {
-                    let moe = config.moe.as_ref().expect("a mixture has its numbers");
-                    m.set_rows(x.rows());
-                    b.linear(x, &w.router, m.router.view_mut())?; // [rows, experts]
-                    b.route(m.router.view(), w.correction_bias.as_ref(), &moe.route, &mut m.routing)?; // [rows, top_k]
-                    let pending = exchange.begin(l, x, &m.routing)?;
-                    if let Some(shared) = &w.shared {
-                        b.ffn(x, shared, s.out.view_mut())?; // [rows, hidden]
-                    }
-                    exchange.finish(pending, x, &m.routing, m.routed.view_mut())?; // [rows, hidden]
-                    if w.shared.is_some() {
-                        b.add(s.out.view(), m.routed.view_mut())?;
-                    }
-                    b.add(m.routed.view(), s.x.view_mut())?;
-                }
-                (Ffn::Dense(w), _) => {
-                    b.ffn(x, w, s.out.view_mut())?; // [rows, hidden]
-                    b.add(s.out.view(), s.x.view_mut())?;
-                }
-                (Ffn::Mixture(_), None) => unreachable!("buffers are made where the configuration has a mixture"),
+                s.normed.set_rows(step.logit_rows());
+                s.logits.set_rows(step.logit_rows());
+                b.gather_logit_rows(&step, p.states.view(), s.normed.view_mut())?; // [logit_rows, hidden]
             }
         }
-        b.rms_norm(s.x.view(), &ends.final_norm, eps, s.normed.view_mut())?; // [logit_rows, hidden]
         b.linear(s.normed.view(), &ends.head, s.logits.view_mut())?; // [logit_rows, vocab]
+        Ok(s.logits.view())
+    }
+
+    fn draft(&mut self, rows: &DraftBatch, kv: &mut KvStore) -> Result<View<'_>> {
+        let Self { ends, prediction, graph: g, .. } = self;
+        let p = prediction.as_mut().expect("only models that predict are asked for drafts");
+        let (backend, eps, hidden) = (g.backend.clone(), g.config.rms_norm_eps, g.config.hidden);
+        let b = &*backend;
+        let step = g.begin(&rows.batch, kv)?;
+        let s = &mut g.stream;
+
+        // DeepSeek-V3 paper, equation (21); the release's weights take the embedding before the state.
+        p.joined.set_rows(step.rows());
+        b.embed(&step, &ends.embedding, s.out.view_mut())?; // [rows, hidden]
+        b.rms_norm(s.out.view(), &p.embedding_norm, eps, p.joined.view_mut().cols(0..hidden))?;
+        let state = hidden..2 * hidden;
+        match &rows.states {
+            // The norm of zeros is zeros.
+            States::Unknown => b.write(&vec![0.0; step.rows() * hidden], p.joined.view_mut().cols(state))?,
+            States::OfForward(from) | States::OfDraft(from) => {
+                let is_forward = matches!(rows.states, States::OfForward(_));
+                let states = if is_forward { &p.states } else { &p.drafted };
+                b.gather_rows(states.view(), from, s.out.view_mut())?; // [rows, hidden]
+                b.rms_norm(s.out.view(), &p.state_norm, eps, p.joined.view_mut().cols(state))?;
+            }
+        }
+        b.linear(p.joined.view(), &p.projection, s.x.view_mut())?; // [rows, hidden]
+        if !g.attention(&step, &p.layer, kv, Keep::Logits)? {
+            return Ok(g.stream.no_logits());
+        }
+        g.feed_forward(&p.layer)?;
+        let s = &mut g.stream;
+        p.drafted.set_rows(step.logit_rows());
+        b.rms_norm(s.x.view(), &p.final_norm, eps, p.drafted.view_mut())?; // [logit_rows, hidden]
+        b.linear(p.drafted.view(), &ends.head, s.logits.view_mut())?; // [logit_rows, vocab]
         Ok(s.logits.view())
     }
 }

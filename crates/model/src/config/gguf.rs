@@ -67,12 +67,14 @@ pub(crate) fn gqa(
         qkv_bias: facts.has_qkv_bias,
         output_bias: facts.has_output_bias,
     };
+    let [layers, prediction_layers] = layers(f)?;
     let config = ModelConfig {
         name: name.into(),
         architecture,
         vocab_size: vocab_size(f, facts)?,
         hidden,
-        layers: layers(f)?,
+        layers,
+        prediction_layers,
         context_tokens_max,
         rms_norm_eps: f.positive("attention.layer_norm_rms_epsilon")? as f32,
         attention: AttentionConfig::Gqa(attention),
@@ -108,12 +110,14 @@ pub(crate) fn deepseek(f: &Fields, name: &str, facts: &TensorFacts) -> Result<Mo
         v_dim,
         softmax_scale: softmax_scale(f, key_dim)? as f32,
     };
+    let [layers, prediction_layers] = layers(f)?;
     let config = ModelConfig {
         name: name.into(),
         architecture: "deepseek",
         vocab_size: vocab_size(f, facts)?,
         hidden: f.count("embedding_length")?,
-        layers: layers(f)?,
+        layers,
+        prediction_layers,
         context_tokens_max,
         rms_norm_eps: f.positive("attention.layer_norm_rms_epsilon")? as f32,
         attention: AttentionConfig::Mla(attention),
@@ -137,11 +141,11 @@ fn vocab_size(f: &Fields, facts: &TensorFacts) -> Result<usize, ModelError> {
     Ok(stated)
 }
 
-/// Multi-token-prediction layers are counted in `block_count`; they take no part in a forward.
-fn layers(f: &Fields) -> Result<usize, ModelError> {
+/// Layers, and multi-token-prediction layers behind them: `block_count` counts both.
+fn layers(f: &Fields) -> Result<[usize; 2], ModelError> {
     let (all, mtp) = (f.count("block_count")?, f.optional_size("nextn_predict_layers")?.unwrap_or(0));
     f.require("nextn_predict_layers", mtp < all, || format!("{mtp} of {all} layers"))?;
-    Ok(all - mtp)
+    Ok([all - mtp, mtp])
 }
 
 fn rope_theta(f: &Fields) -> Result<f64, ModelError> {

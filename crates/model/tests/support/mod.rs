@@ -1,13 +1,15 @@
 //! Golden models, backends, and a small engine that runs sequences in any cut.
 
+#![allow(dead_code)] // Each test file uses a part.
+
 use std::fmt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use lingqu_backend::{Backend, KvPrecision, KvSpec, KvStore};
+use lingqu_backend::{Backend, KvPrecision, KvSpec, KvStore, View};
 use lingqu_backend_cpu::{CpuBackend, CpuConfig, Precision};
 use lingqu_backend_reference::ReferenceBackend;
-use lingqu_model::{Experts, LoadOptions, Model, Package, load_with_experts};
+use lingqu_model::{DraftBatch, Experts, LoadOptions, Model, Package, States, load_with_experts};
 use lingqu_types::{Batch, BlockId, SequenceSlice, TokenId};
 use serde::Deserialize;
 
@@ -100,6 +102,14 @@ pub fn log_softmax(logits: &[f32]) -> Vec<f64> {
     logits.iter().map(|&l| l as f64 - max - sum.ln()).collect()
 }
 
+fn rows_of(backend: &dyn Backend, logits: View<'_>) -> Vec<Vec<f32>> {
+    let mut values = vec![0.0; logits.rows() * logits.width()];
+    if !values.is_empty() {
+        backend.read(logits, &mut values).expect("logits");
+    }
+    values.chunks(logits.width()).map(<[f32]>::to_vec).collect()
+}
+
 /// Differences of log-probabilities.
 #[derive(Default)]
 pub struct Report {
@@ -139,8 +149,21 @@ impl Runner {
     }
 
     pub fn with_experts(package: &Package, backend: Arc<dyn Backend>, experts: Experts) -> Self {
-        let options =
-            LoadOptions { batch_rows_max: ROWS_MAX, logit_rows_max: ROWS_MAX, context_tokens_max: CONTEXT_MAX };
+        Self::load(package, backend, experts, false)
+    }
+
+    /// With the model's prediction layer.
+    pub fn that_predicts(package: &Package, backend: Arc<dyn Backend>) -> Self {
+        Self::load(package, backend, Experts::Here, true)
+    }
+
+    fn load(package: &Package, backend: Arc<dyn Backend>, experts: Experts, speculate: bool) -> Self {
+        let options = LoadOptions {
+            batch_rows_max: ROWS_MAX,
+            logit_rows_max: ROWS_MAX,
+            context_tokens_max: CONTEXT_MAX,
+            speculate,
+        };
         let mut last = None;
         let model =
             load_with_experts(package, backend.clone(), &options, experts, &mut |progress| last = Some(progress));
@@ -163,11 +186,45 @@ impl Runner {
         let vocab = self.model.config().vocab_size;
         let logits = self.model.forward(batch, &mut self.kv).expect("a forward");
         assert_eq!((logits.rows(), logits.width()), (batch.logit_rows.len(), vocab));
-        let mut values = vec![0.0; logits.rows() * vocab];
-        if !values.is_empty() {
-            self.backend.read(logits, &mut values).expect("logits");
+        rows_of(&*self.backend, logits)
+    }
+
+    fn draft(&mut self, rows: &DraftBatch) -> Vec<Vec<f32>> {
+        assert_eq!(rows.batch.validate(BLOCK_TOKENS), Ok(()));
+        let logits = self.model.draft(rows, &mut self.kv).expect("a draft");
+        assert_eq!(logits.rows(), rows.batch.logit_rows.len());
+        rows_of(&*self.backend, logits)
+    }
+
+    /// What the prediction layer says after every token of a text, computed in chunks of these sizes; and what it says
+    /// after its own guess behind the last. `[tokens + 1][vocab]`
+    pub fn drafts_of(&mut self, tokens: &[TokenId], chunks: &[usize]) -> Vec<Vec<f32>> {
+        let batch = |tokens: &[TokenId], context: usize| Batch {
+            sequences: vec![SequenceSlice { rows: 0..tokens.len(), context, blocks: Self::blocks(2) }],
+            tokens: tokens.to_vec(),
+            logit_rows: (0..tokens.len() as u32).collect(),
+        };
+        let mut said = self.draft(&DraftBatch { batch: batch(&tokens[..1], 0), states: States::Unknown });
+        let (mut done, mut last_draft) = (0, 1);
+        for &chunk in chunks.iter().cycle() {
+            let end = tokens.len().min(done + chunk);
+            if end == done {
+                break;
+            }
+            self.forward(&batch(&tokens[done..end], done));
+            // The tokens after those rows, as far as there are any.
+            let next = &tokens[done + 1..tokens.len().min(end + 1)];
+            if !next.is_empty() {
+                let states = States::OfForward((0..next.len() as u32).collect());
+                said.extend(self.draft(&DraftBatch { batch: batch(next, done + 1), states }));
+                last_draft = next.len();
+            }
+            done = end;
         }
-        values.chunks(vocab).map(<[f32]>::to_vec).collect()
+        let guess = argmax(said.last().expect("a token"));
+        let states = States::OfDraft(vec![last_draft as u32 - 1]);
+        said.extend(self.draft(&DraftBatch { batch: batch(&[guess], tokens.len()), states }));
+        said
     }
 
     /// The block table of sequence `index`: blocks in an order of its own, so that tables matter.
