@@ -49,7 +49,8 @@ pub enum ServeError {
 }
 
 /// Serves a model on a bound listener until `phase` says [`Phase::Stopping`] (or its sender is gone) and the calls have
-/// ended, or have been cut off after [`GrpcConfig::stop_timeout`]. While [`Phase::Draining`] holds, health is NOT_SERVING.
+/// ended, or have been cut off after [`GrpcConfig::stop_timeout`]. While [`Phase::Draining`] holds, health is
+/// NOT_SERVING.
 ///
 /// # Errors
 /// None that a client could cause.

@@ -21,7 +21,7 @@ pub struct Cli {
 
 #[derive(Debug, Subcommand)]
 pub enum Command {
-    /// Serve completions over gRPC until SIGTERM, then finish what runs and exit.
+    /// Serve completions over gRPC and HTTP until SIGTERM, then finish what runs and exit.
     Serve(ServeArgs),
     /// Generate text for one prompt: the text goes to stdout, the figures to stderr.
     Generate(GenerateArgs),
@@ -116,13 +116,19 @@ pub struct ServeArgs {
     /// Address of the gRPC port.
     #[arg(long, value_name = "ADDR", default_value = "127.0.0.1:50051")]
     pub grpc_addr: SocketAddr,
+    /// Address of the HTTP port, where OpenAI's clients call.
+    #[arg(long, value_name = "ADDR", default_value = "127.0.0.1:8080")]
+    pub http_addr: SocketAddr,
+    /// Open no HTTP port.
+    #[arg(long)]
+    pub no_http: bool,
     /// Tokens of one sequence, prompt and output [default: the model's own, at most 8192].
     #[arg(long, value_name = "N")]
     pub max_context: Option<NonZeroUsize>,
     /// Sequences computed together.
     #[arg(long, value_name = "N", default_value_t = NonZeroUsize::new(DEFAULT_SEQUENCES).expect("it is not 0"))]
     pub max_sequences: NonZeroUsize,
-    /// Requests that may wait; one more is refused with RESOURCE_EXHAUSTED.
+    /// Requests that may wait; one more is refused with RESOURCE_EXHAUSTED or 429.
     #[arg(long, value_name = "N", default_value = "1024")]
     pub max_queue: NonZeroUsize,
     /// Seconds that running requests get to finish after SIGTERM.

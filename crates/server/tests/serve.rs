@@ -1,6 +1,7 @@
 //! `lingqu serve` as clients and operators meet it: calls over loopback, SIGTERM, exit status.
 
-use std::io::{BufRead, BufReader};
+use std::io::{BufRead, BufReader, Read, Write};
+use std::net::TcpStream;
 use std::process::{Child, ChildStderr, Command, Stdio};
 use std::time::{Duration, Instant};
 
@@ -15,29 +16,49 @@ struct Server {
     child: Child,
     stderr: BufReader<ChildStderr>,
     url: String,
+    /// Address of the HTTP port.
+    http: String,
 }
 
 impl Server {
     fn start(args: &[&str]) -> Self {
         let mut child = Command::new(env!("CARGO_BIN_EXE_lingqu"))
-            .args(["serve", "--grpc-addr", "127.0.0.1:0"])
+            .args(["serve", "--grpc-addr", "127.0.0.1:0", "--http-addr", "127.0.0.1:0"])
             .args(args)
             .stderr(Stdio::piped())
             .spawn()
             .expect("the binary starts");
         let mut stderr = BufReader::new(child.stderr.take().expect("piped"));
-        let url = loop {
+        let mut address = |of: &str| loop {
             let mut line = String::new();
             assert!(stderr.read_line(&mut line).expect("stderr is text") > 0, "the server ended before it served");
-            if let Some(address) = line.trim().strip_prefix("lingqu: gRPC on ") {
-                break format!("http://{address}");
+            if let Some(address) = line.trim().strip_prefix(of) {
+                break address.to_owned();
             }
         };
-        Self { child, stderr, url }
+        let url = format!("http://{}", address("lingqu: gRPC on "));
+        let http = address("lingqu: HTTP on ");
+        Self { child, stderr, url, http }
     }
 
     async fn client(&self) -> InferenceClient<Channel> {
         InferenceClient::connect(self.url.clone()).await.expect("the port is open")
+    }
+
+    /// Sends a POST and reads the response until `enough`, or to its end.
+    fn post(&self, body: &str, enough: &str) -> (TcpStream, String) {
+        let mut stream = TcpStream::connect(&self.http).expect("the port is open");
+        let head = "POST /v1/completions HTTP/1.1\r\nhost: x\r\nconnection: close\r\ncontent-type: application/json";
+        write!(stream, "{head}\r\ncontent-length: {}\r\n\r\n{body}", body.len()).expect("taken");
+        let (mut told, mut bytes) = (Vec::new(), [0; 4096]);
+        loop {
+            let count = stream.read(&mut bytes).expect("no reset");
+            told.extend_from_slice(&bytes[..count]);
+            let text = String::from_utf8_lossy(&told).into_owned();
+            if count == 0 || (!enough.is_empty() && text.contains(enough)) {
+                return (stream, text);
+            }
+        }
     }
 
     fn terminate(&self) {
@@ -134,6 +155,29 @@ async fn sigterm_finishes_what_runs_and_exits_0() {
     assert!(stderr.contains("draining"), "{stderr}");
 }
 
+#[test]
+fn sigterm_finishes_http_streams_too() {
+    let server = Server::start(&[]);
+    let body = r#"{"prompt": "秋天", "max_tokens": 64, "ignore_eos": true, "stream": true}"#;
+    let (mut stream, _) = server.post(body, "data: ");
+    server.terminate();
+    let mut rest = String::new();
+    stream.read_to_string(&mut rest).expect("a drained stream still ends well");
+    assert!(rest.contains("data: [DONE]"), "{rest}");
+    let (code, stderr) = server.wait();
+    assert_eq!(code, Some(0), "{stderr}");
+}
+
+#[test]
+fn http_and_grpc_are_one_server() {
+    let server = Server::start(&[]);
+    let body = r#"{"prompt": "秋天", "max_tokens": 8, "seed": 3}"#;
+    let (_, reply) = server.post(body, "");
+    assert!(reply.starts_with("HTTP/1.1 200") && reply.contains("\"text_completion\""), "{reply}");
+    let (_, refused) = server.post("{}", "");
+    assert!(refused.starts_with("HTTP/1.1 400") && refused.contains("\"param\":\"prompt\""), "{refused}");
+}
+
 #[tokio::test]
 async fn an_idle_server_ends_at_once() {
     let server = Server::start(&["--drain-timeout", "30"]);
@@ -149,7 +193,7 @@ fn a_taken_port_is_an_error() {
     let taken = std::net::TcpListener::bind("127.0.0.1:0").expect("a free port");
     let address = taken.local_addr().expect("bound").to_string();
     let output = Command::new(env!("CARGO_BIN_EXE_lingqu"))
-        .args(["serve", "--grpc-addr", &address])
+        .args(["serve", "--grpc-addr", &address, "--no-http"])
         .output()
         .expect("the binary starts");
     assert_eq!(output.status.code(), Some(1));

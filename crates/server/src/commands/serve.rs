@@ -1,13 +1,15 @@
 //! `lingqu serve`: the server, until SIGTERM or Ctrl-C.
 
+use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::{Context, Result};
 use lingqu_engine::{Engine, EngineConfig};
-use lingqu_grpc::{GrpcConfig, Phase};
+use lingqu_grpc::GrpcConfig;
+use lingqu_http::HttpConfig;
 use lingqu_model::Package;
-use lingqu_serving::{ModelCard, Served, ServedModel};
+use lingqu_serving::{ModelCard, Phase, Served, ServedModel};
 use lingqu_types::Limits;
 use tokio::net::TcpListener;
 use tokio::signal::unix::{Signal, SignalKind, signal};
@@ -17,7 +19,7 @@ use crate::cli::ServeArgs;
 use crate::embedded::model_name;
 use crate::wiring;
 
-/// Threads that speak gRPC; the model's own threads are separate.
+/// Threads that speak gRPC and HTTP; the model's own threads are separate.
 const NETWORK_THREADS: usize = 2;
 /// Prompts tokenized at once, each on a thread of its own.
 const TEXT_WORK_MAX: usize = 2;
@@ -34,9 +36,7 @@ pub fn run(args: &ServeArgs) -> Result<()> {
         .build()
         .context("cannot start the network threads")?;
     // Bound before the model is loaded: a port that is taken should not be learnt after minutes of loading.
-    let address = args.grpc_addr;
-    let listener =
-        runtime.block_on(TcpListener::bind(address)).with_context(|| format!("cannot listen on {address}"))?;
+    let ports = runtime.block_on(Ports::bind(args))?;
 
     let model = wiring::load(&package, &backend, &args.model, &limits)?;
     let mut config = EngineConfig::new(limits, package.generation.eos_token_ids.clone());
@@ -55,10 +55,13 @@ pub fn run(args: &ServeArgs) -> Result<()> {
         Signals::new()?
     };
     eprintln!("lingqu: serving {} with {}", served.card.name, backend.capabilities().name);
-    eprintln!("lingqu: gRPC on {}", listener.local_addr()?);
+    eprintln!("lingqu: gRPC on {}", ports.grpc.local_addr()?);
+    if let Some(http) = &ports.http {
+        eprintln!("lingqu: HTTP on {}", http.local_addr()?);
+    }
     let drain_timeout = Duration::from_secs(args.drain_timeout);
     let served = Arc::new(Served::new(served, TEXT_WORK_MAX));
-    runtime.block_on(serve_until_signal(engine, served, listener, signals, drain_timeout))
+    runtime.block_on(serve_until_signal(engine, served, ports, signals, drain_timeout))
 }
 
 fn limits(args: &ServeArgs, package: &Package) -> Result<Limits> {
@@ -88,6 +91,22 @@ fn card(args: &ServeArgs, package: &Package) -> ModelCard {
     }
 }
 
+/// Where clients connect.
+struct Ports {
+    grpc: TcpListener,
+    http: Option<TcpListener>,
+}
+
+impl Ports {
+    async fn bind(args: &ServeArgs) -> Result<Self> {
+        let bind = async |address: SocketAddr| {
+            TcpListener::bind(address).await.with_context(|| format!("cannot listen on {address}"))
+        };
+        let http = if args.no_http { None } else { Some(bind(args.http_addr).await?) };
+        Ok(Self { grpc: bind(args.grpc_addr).await?, http })
+    }
+}
+
 /// The signals that end the server.
 struct Signals {
     terminate: Signal,
@@ -103,20 +122,23 @@ impl Signals {
     }
 }
 
-/// Serves until a signal comes; then refuses new requests, lets running ones end, and closes the port.
+/// Serves until a signal comes; then refuses new requests, lets running ones end, and closes the ports.
 async fn serve_until_signal(
     engine: Engine,
     served: Arc<Served>,
-    listener: TcpListener,
+    ports: Ports,
     mut signals: Signals,
     drain_timeout: Duration,
 ) -> Result<()> {
     let (phase, phases) = watch::channel(Phase::Serving);
-    let mut server = tokio::spawn(lingqu_grpc::serve(GrpcConfig::default(), served, listener, phases));
+    let http = ports.http.map(|listener| {
+        tokio::spawn(lingqu_http::serve(HttpConfig::default(), Arc::clone(&served), listener, phases.clone()))
+    });
+    let mut grpc = tokio::spawn(lingqu_grpc::serve(GrpcConfig::default(), served, ports.grpc, phases));
     tokio::select! {
         _ = signals.terminate.recv() => {}
         _ = signals.interrupt.recv() => {}
-        ended = &mut server => return Ok(ended??),
+        ended = &mut grpc => return Ok(ended??),
     }
     eprintln!("lingqu: draining, for at most {} s", drain_timeout.as_secs());
     phase.send_replace(Phase::Draining);
@@ -125,5 +147,8 @@ async fn serve_until_signal(
         eprintln!("lingqu: {} requests did not end in time and were told so", report.cut_off);
     }
     phase.send_replace(Phase::Stopping);
-    Ok(server.await??)
+    if let Some(http) = http {
+        http.await?;
+    }
+    Ok(grpc.await??)
 }

@@ -1,0 +1,71 @@
+//! Samples put together from their events, for replies that are not streamed.
+
+use lingqu_engine::{Finished, PromptLogprobs};
+use lingqu_serving::reply::ReplyEvent;
+use lingqu_serving::{Replies, RequestError};
+use lingqu_types::{TokenId, TokenOutput};
+
+use super::UsageTotal;
+
+/// Bytes of JSON that one log-probability takes, about.
+const LOGPROB_BYTES: usize = 64;
+
+/// One sample, whole.
+#[derive(Default)]
+pub struct Sample {
+    pub text: String,
+    pub reasoning: String,
+    pub tokens: Vec<TokenOutput>,
+    pub prompt: Option<(Vec<TokenId>, PromptLogprobs)>,
+    pub end: Option<Finished>,
+}
+
+impl Sample {
+    /// Takes an event in; returns the bytes that it will add to the reply, about.
+    fn add(&mut self, event: ReplyEvent) -> usize {
+        match event {
+            ReplyEvent::Prompt { tokens, scores } => {
+                let entries = scores.top.iter().map(|top| top.len() + 1).sum::<usize>();
+                self.prompt = Some((tokens, scores));
+                entries * LOGPROB_BYTES
+            }
+            ReplyEvent::Delta { text, reasoning, tokens } => {
+                self.text += &text;
+                self.reasoning += &reasoning;
+                let entries: usize = tokens.iter().filter(|t| t.logprob.is_some()).map(|t| t.top.len() + 1).sum();
+                self.tokens.extend(tokens);
+                text.len() + reasoning.len() + entries * LOGPROB_BYTES
+            }
+            ReplyEvent::Finished(end) => {
+                self.end = Some(end);
+                0
+            }
+        }
+    }
+}
+
+/// Waits for all samples.
+///
+/// # Errors
+/// The first that fails; or all of them together are larger than `bytes_max`. Either ends the others.
+pub async fn collect(mut replies: Replies, bytes_max: usize) -> Result<Vec<Sample>, RequestError> {
+    let mut samples: Vec<Sample> = replies.ids().iter().map(|_| Sample::default()).collect();
+    let mut bytes = 0;
+    while let Some((index, event)) = replies.next().await {
+        bytes += samples[index].add(event?);
+        if bytes > bytes_max {
+            let problem = format!("the reply is larger than {bytes_max} bytes: stream it, or ask for fewer logprobs");
+            return Err(RequestError::invalid("stream", problem));
+        }
+    }
+    Ok(samples)
+}
+
+/// The usage of all samples.
+pub fn usage(samples: &[Sample], samples_per_prompt: usize) -> UsageTotal {
+    let mut total = UsageTotal::default();
+    for (index, end) in samples.iter().enumerate().filter_map(|(index, sample)| Some((index, sample.end.as_ref()?))) {
+        total.add(index, samples_per_prompt, &end.usage);
+    }
+    total
+}

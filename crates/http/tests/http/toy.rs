@@ -1,0 +1,92 @@
+//! A tokenizer for the toy model whose signs can write JSON, and a model that recites.
+
+use std::sync::Arc;
+
+use lingqu_backend::{Backend, BackendError, Buffer, KvEntry, KvStore, View};
+use lingqu_model::{Model, ModelConfig};
+use lingqu_testkit::toy::{TOY_VOCAB, ToyBackend, ToyFaults, ToyModel};
+use lingqu_tokenizer::{EncodeOptions, GgufVocabulary, Tokenizer};
+use lingqu_types::{Batch, Limits, TokenId};
+
+/// Not letters, in the byte alphabet: Ġ is the space, Ċ the line's end, the last five are the bytes of 你 (E4 BD A0)
+/// and of 好 (E5 A5 BD, whose BD is there already).
+const SIGNS: [&str; 21] =
+    ["Ġ", "Ċ", ".", "<", "/", ">", "|", "{", "}", "[", "]", "\"", ":", ",", "_", "-", "ä", "½", "ł", "å", "¥"];
+const CONTROL: [&str; 4] = ["<bos>", "<eos>", "<user>", "<assistant>"];
+
+const TEMPLATE: &str = "<bos>{% for m in messages %}{% if m.role == 'tool' %}{{ raise_exception('no tools') }}\
+    {% endif %}<{{ m.role }}>{{ m.content.split('</think>')[-1] }}{% endfor %}\
+    {% if add_generation_prompt %}<assistant>{% endif %}";
+
+/// Letters, digits, [`SIGNS`], [`CONTROL`]: one token for each byte it knows.
+pub fn tokenizer(with_template: bool) -> Tokenizer {
+    let letters = ('a'..='z').chain('0'..='9').map(String::from);
+    let tokens: Vec<String> = letters.chain(SIGNS.map(String::from)).chain(CONTROL.map(String::from)).collect();
+    assert_eq!(tokens.len(), TOY_VOCAB);
+    let id = |name: &str| tokens.iter().position(|t| t == name).expect("a token") as TokenId;
+    let vocabulary = GgufVocabulary {
+        model: "gpt2".into(),
+        pre: Some("qwen2".into()),
+        token_types: tokens.iter().map(|t| if CONTROL.contains(&t.as_str()) { 3 } else { 1 }).collect(),
+        bos_id: Some(id("<bos>")),
+        eos_id: Some(id("<eos>")),
+        add_bos: Some(true),
+        chat_template: with_template.then(|| TEMPLATE.into()),
+        tokens,
+        ..GgufVocabulary::default()
+    };
+    Tokenizer::from_gguf(vocabulary).expect("a vocabulary")
+}
+
+/// Tokens of a text in which control tokens are written out.
+pub fn ids(text: &str) -> Vec<TokenId> {
+    tokenizer(false).encode(text, EncodeOptions::CHAT).expect("short")
+}
+
+/// Recites a text: after position `p` the likeliest token, by far, is the text's token at `p + 1`.
+pub struct Reciting {
+    config: ModelConfig,
+    script: Vec<TokenId>,
+    logits: Buffer,
+}
+
+impl Reciting {
+    /// Past the script's end: `<eos>`.
+    pub fn new(script: &str, limits: &Limits) -> Self {
+        let (toy, _) = ToyModel::new(limits, ToyFaults::default());
+        let logits = ToyBackend::default().alloc(limits.logit_rows_max, TOY_VOCAB).expect("a vector");
+        Self { config: toy.config().clone(), script: ids(script), logits }
+    }
+}
+
+impl Model for Reciting {
+    fn config(&self) -> &ModelConfig {
+        &self.config
+    }
+
+    fn kv_entry(&self) -> KvEntry {
+        self.config.kv_entry()
+    }
+
+    fn layers(&self) -> usize {
+        1
+    }
+
+    fn forward(&mut self, batch: &Batch, _kv: &mut KvStore) -> Result<View<'_>, BackendError> {
+        let positions = batch.positions();
+        let eos = ids("<eos>")[0];
+        self.logits.set_rows(batch.logit_rows.len());
+        let rows = self.logits.storage_mut::<Vec<f32>>().chunks_exact_mut(TOY_VOCAB); // each [vocab]
+        for (&row, out) in batch.logit_rows.iter().zip(rows) {
+            let next = positions[row as usize] as usize + 1;
+            out.fill(-100.0);
+            out[self.script.get(next).copied().unwrap_or(eos) as usize] = 100.0;
+        }
+        Ok(self.logits.view())
+    }
+}
+
+/// Any device will do.
+pub fn backend() -> Arc<dyn Backend> {
+    Arc::new(ToyBackend::default())
+}
