@@ -14,6 +14,7 @@ mod constraint;
 mod error;
 pub mod limits;
 mod spec;
+mod thinking;
 mod translate;
 mod vocabulary;
 

@@ -11,7 +11,7 @@ pub enum GrammarSpec {
     /// JSON that this schema allows, its properties in the schema's order. `docs/structured-output.md` says which
     /// keywords are heeded; one that is not is an error, never ignored.
     JsonSchema(Value),
-    /// The whole reply matches: Rust's `regex` syntax, without look-around and back references.
+    /// The whole reply matches: Rust's `regex` syntax, without look-around; `\d` and `\w` are ASCII's.
     Regex(String),
     /// The reply is one of these, exactly.
     Choice(Vec<String>),

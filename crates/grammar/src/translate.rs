@@ -4,9 +4,10 @@ use std::fmt::Write;
 
 use lingqu_tokenizer::ToolFormat;
 use llguidance::api::TopLevelGrammar;
+use llguidance::regex_to_lark;
 use serde_json::{Value, json};
 
-use crate::limits::{CHOICES_MAX, DEPTH_MAX, SPEC_BYTES_MAX, TOOL_NAME_BYTES_MAX, TOOLS_MAX};
+use crate::limits::{CHOICES_MAX, DEPTH_MAX, SPEC_BYTES_MAX, TEXT_BYTES_MAX, TOOL_NAME_BYTES_MAX, TOOLS_MAX};
 use crate::vocabulary::Vocabulary;
 use crate::{GrammarError, GrammarSpec, ToolCalls, ToolsGrammar};
 
@@ -33,8 +34,9 @@ pub(crate) fn translate(spec: &GrammarSpec, vocabulary: &Vocabulary) -> Result<T
             Ok(TopLevelGrammar::from_json_schema(schema.clone()))
         }
         GrammarSpec::Regex(regex) => {
-            check_size(what, regex.len())?;
-            Ok(TopLevelGrammar::from_regex(regex))
+            check_count(what, "bytes", regex.len(), TEXT_BYTES_MAX)?;
+            // `\d` and `\w` as JSON Schema's patterns have them: ASCII's, not those of every script.
+            Ok(TopLevelGrammar::from_lark(format!("start: /{}/\n", regex_to_lark(regex, "dw"))))
         }
         GrammarSpec::Choice(choices) => {
             check_count(what, "choices", choices.len(), CHOICES_MAX)?;
@@ -46,7 +48,7 @@ pub(crate) fn translate(spec: &GrammarSpec, vocabulary: &Vocabulary) -> Result<T
             Ok(TopLevelGrammar::from_lark(format!("start: {}\n", quoted.join(" | "))))
         }
         GrammarSpec::Lark(grammar) => {
-            check_size(what, grammar.len())?;
+            check_count(what, "bytes", grammar.len(), TEXT_BYTES_MAX)?;
             Ok(TopLevelGrammar::from_lark(grammar.clone()))
         }
         GrammarSpec::Tools(tools) => Ok(TopLevelGrammar::from_lark(tools_lark(what, tools, vocabulary)?)),
@@ -139,20 +141,20 @@ fn tools_lark(what: &'static str, spec: &ToolsGrammar, vocabulary: &Vocabulary) 
                 let head = literal(&format!("{}\n```json\n", tool.name));
                 let (begin, sep, end) =
                     (mark("<｜tool▁call▁begin｜>"), mark("<｜tool▁sep｜>"), mark("<｜tool▁call▁end｜>"));
-                format!("{begin} \"function\" {sep} {head} {schema}\n  {} {end}", literal("\n```"))
+                format!("{begin} \"function\" {sep} {head} {schema} {} {end}", literal("\n```"))
             }
             ToolFormat::DeepSeekV31 => {
                 let (begin, sep, end) =
                     (mark("<｜tool▁call▁begin｜>"), mark("<｜tool▁sep｜>"), mark("<｜tool▁call▁end｜>"));
-                format!("{begin} {} {sep} {schema}\n  {end}", literal(&tool.name))
+                format!("{begin} {} {sep} {schema} {end}", literal(&tool.name))
             }
             ToolFormat::Hermes => {
                 let head = literal(&format!("\n{{\"name\": {name}, \"arguments\": "));
-                format!("{} {head} {schema}\n  {} {}", mark("<tool_call>"), literal("}\n"), mark("</tool_call>"))
+                format!("{} {head} {schema} {} {}", mark("<tool_call>"), literal("}\n"), mark("</tool_call>"))
             }
             ToolFormat::Llama3 => {
                 let head = literal(&format!("{{\"name\": {name}, \"parameters\": "));
-                format!("{head} {schema}\n  {}", literal("}"))
+                format!("{head} {schema} {}", literal("}"))
             }
         };
         let _ = writeln!(lark, "{rule}: {body}");

@@ -13,9 +13,16 @@ const TOKEN_BYTES_MAX: usize = 1000;
 /// Its nodes name tokens in 24 bits.
 const VOCAB_MAX: usize = 1 << 21;
 
+/// White space of this many bytes may stand between thinking and answer, per token.
+const SPACE_BYTES_MAX: usize = 4;
+
 pub(crate) struct Vocabulary {
     tokenizer: Arc<Tokenizer>,
     trie: TokTrie,
+    /// A bit for each token that may come where nothing is said: not padding, and no end of the reply.
+    free: Vec<u64>,
+    /// Tokens of nothing but a little white space, ascending.
+    spaces: Vec<TokenId>,
 }
 
 impl Vocabulary {
@@ -42,7 +49,40 @@ impl Vocabulary {
         let eos = eos_ids.first().copied().unwrap_or(toktrie::INVALID_TOKEN);
         let trie = TokTrie::from(&TokRxInfo::new(vocab as u32, eos), &words);
         let trie = if eos_ids.is_empty() { trie } else { trie.with_eos_tokens(eos_ids) };
-        Ok(Self { tokenizer, trie })
+        let mut free = vec![0; vocab.div_ceil(64)];
+        let mut spaces = Vec::new();
+        for (id, word) in words.iter().enumerate().filter(|(_, word)| !word.is_empty()) {
+            if !eos_ids.contains(&(id as TokenId)) {
+                free[id / 64] |= 1 << (id % 64);
+            }
+            if word.len() <= SPACE_BYTES_MAX && word.iter().all(u8::is_ascii_whitespace) {
+                spaces.push(id as TokenId);
+            }
+        }
+        Ok(Self { tokenizer, trie, free, spaces })
+    }
+
+    /// The number of the model's logits.
+    pub fn len(&self) -> usize {
+        self.trie.vocab_size()
+    }
+
+    /// What a token is in text; empty for padding.
+    pub fn bytes(&self, token: TokenId) -> &[u8] {
+        let word = if (token as usize) < self.len() { self.trie.token(token) } else { &[] };
+        match word {
+            // The byte 0xff alone is a token of its own.
+            [TokTrie::SPECIAL_TOKEN_MARKER, bytes @ ..] if !bytes.is_empty() => bytes,
+            bytes => bytes,
+        }
+    }
+
+    pub fn free(&self) -> &[u64] {
+        &self.free
+    }
+
+    pub fn spaces(&self) -> &[TokenId] {
+        &self.spaces
     }
 
     pub fn tokenizer(&self) -> &Tokenizer {
