@@ -75,7 +75,7 @@ step() {
     case $1 in
     llama-amx)
         configure "$1" "$(fetch_llama)" "" "${llama_arguments[@]}"
-        ninja -C "$1" -j "$jobs" "${programs[@]}"
+        ninja -C "$1" -j "$jobs" "${programs[@]}" llama-server
         echo "llama.cpp b$llama_release, $compiled" >"$1/bin/VERSION"
         ;;
     llama-noamx)

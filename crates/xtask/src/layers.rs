@@ -6,7 +6,7 @@ use std::process::Command;
 use serde_json::Value;
 
 /// Floor of every crate, without the `lingqu-` prefix. The binary is `lingqu` itself.
-const FLOORS: [(&str, u32); 22] = [
+const FLOORS: [(&str, u32); 23] = [
     ("types", 0),
     ("tensor", 0),
     ("proto", 0),
@@ -29,6 +29,7 @@ const FLOORS: [(&str, u32); 22] = [
     ("governance", 5),
     ("lingqu", 6),
     ("testkit", DEV),
+    ("loadgen", DEV),
 ];
 
 /// Crates for development: they may import anything, and only dev-dependencies may import them.
