@@ -17,6 +17,10 @@ pub struct GrpcConfig {
     pub request_bytes_in_flight_max: usize,
     /// For a request to arrive whole: clears streams that are opened and left so. Reflection streams live no longer.
     pub request_read_timeout: Duration,
+    /// A stream of requests (KServe's) takes no more of them once its client has sent nothing for so long.
+    pub stream_idle_timeout: Duration,
+    /// Requests of one such stream that run at once; further ones wait on the client's side.
+    pub stream_requests_max: usize,
     /// Bytes of one unary reply, before it is refused in favour of the streaming call. Clients take 4 MiB by default.
     pub reply_bytes_max: usize,
     /// A silent connection is asked for a sign of life this often, and closed when it gives none for as long again.
@@ -34,6 +38,8 @@ impl Default for GrpcConfig {
             request_bytes_max: 4 << 20,
             request_bytes_in_flight_max: 256 << 20,
             request_read_timeout: Duration::from_secs(30),
+            stream_idle_timeout: Duration::from_secs(600),
+            stream_requests_max: 64,
             reply_bytes_max: 4 << 20,
             keepalive_interval: Duration::from_secs(30),
             stop_timeout: Duration::from_secs(5),

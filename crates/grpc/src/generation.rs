@@ -8,10 +8,11 @@ use lingqu_proto::v1::generate_event::Event;
 use lingqu_serving::reply::ReplyEvent;
 use lingqu_serving::{Reply, Served};
 use lingqu_types::RequestId;
-use tonic::Status;
+use tonic::{Request, Status};
 
 use crate::convert::event::{Answered, PromptParts, delta, finished};
 use crate::convert::generate::ask;
+use crate::convert::service::deadline;
 use crate::status::status;
 
 /// The events of a generation. Dropping it before its end stops the generation.
@@ -24,8 +25,9 @@ pub(crate) struct Events {
 
 impl Events {
     /// Checks and submits a request.
-    pub async fn start(served: Arc<Served>, wire: v1::GenerateRequest) -> Result<Self, Status> {
-        let asked = ask(wire, &served.model.default_sampling)?;
+    pub async fn start(served: Arc<Served>, request: Request<v1::GenerateRequest>) -> Result<Self, Status> {
+        let deadline = deadline(request.metadata())?;
+        let asked = ask(request.into_inner(), deadline, &served.model.default_sampling)?;
         let reply = Reply::start(&served, asked).await.map_err(status)?;
         Ok(Self { served, reply, prompt_parts: None })
     }

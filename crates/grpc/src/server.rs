@@ -4,7 +4,10 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use lingqu_engine::EngineHandle;
-use lingqu_proto::v1;
+use lingqu_proto::FILE_DESCRIPTOR_SET;
+use lingqu_proto::inference::grpc_inference_service_server::GrpcInferenceServiceServer;
+use lingqu_proto::openengine::control_server::ControlServer;
+use lingqu_proto::openengine::inference_server::InferenceServer as OpenEngineServer;
 use lingqu_proto::v1::inference_server::InferenceServer;
 use lingqu_proto::v1::models_server::ModelsServer;
 use lingqu_proto::v1::tokenizer_server::TokenizerServer;
@@ -18,7 +21,9 @@ use tonic_health::server::HealthReporter;
 
 use crate::config::GrpcConfig;
 use crate::service::inference::InferenceService;
+use crate::service::kserve::{Kserve, KserveService};
 use crate::service::models::ModelsService;
+use crate::service::openengine::{OpenEngine, OpenEngineControl, OpenEngineInference};
 use crate::service::tokenizer::TokenizerService;
 use crate::transport::admission::{Admission, AdmissionLimits};
 use crate::transport::connections::connections;
@@ -35,9 +40,20 @@ const ENGINE_CHECK_INTERVAL: Duration = Duration::from_secs(1);
 type LingquInference = InferenceServer<InferenceService>;
 type LingquModels = ModelsServer<ModelsService>;
 type LingquTokenizer = TokenizerServer<TokenizerService>;
+type KserveInference = GrpcInferenceServiceServer<KserveService>;
+type OpenEngineGenerate = OpenEngineServer<OpenEngineInference>;
+type OpenEngineManage = ControlServer<OpenEngineControl>;
 
 /// Services whose health is told; "" is the server as a whole.
-const HEALTH_NAMES: [&str; 4] = ["", LingquInference::NAME, LingquModels::NAME, LingquTokenizer::NAME];
+const HEALTH_NAMES: [&str; 7] = [
+    "",
+    LingquInference::NAME,
+    LingquModels::NAME,
+    LingquTokenizer::NAME,
+    KserveInference::NAME,
+    OpenEngineGenerate::NAME,
+    OpenEngineManage::NAME,
+];
 
 /// Why the server could not run.
 #[derive(Debug, thiserror::Error)]
@@ -65,7 +81,13 @@ pub async fn serve(
     let inference = InferenceService { served: Arc::clone(&served), reply_bytes_max: config.reply_bytes_max };
     let inference = InferenceServer::new(inference).max_decoding_message_size(bytes_max);
     let models = ModelsServer::new(ModelsService(Arc::clone(&served))).max_decoding_message_size(bytes_max);
-    let tokenizer = TokenizerServer::new(TokenizerService(served)).max_decoding_message_size(bytes_max);
+    let tokenizer = TokenizerServer::new(TokenizerService(Arc::clone(&served))).max_decoding_message_size(bytes_max);
+    let kserve = Kserve::new(Arc::clone(&served), phase.clone(), &config);
+    let kserve = KserveInference::new(KserveService(Arc::new(kserve))).max_decoding_message_size(bytes_max);
+    let openengine = Arc::new(OpenEngine::new(served, phase.clone(), config.reply_bytes_max));
+    let generate = OpenEngineGenerate::new(OpenEngineInference(Arc::clone(&openengine)));
+    let generate = generate.max_decoding_message_size(bytes_max);
+    let control = OpenEngineManage::new(OpenEngineControl(openengine)).max_decoding_message_size(bytes_max);
     let (mut reporter, health) = tonic_health::server::health_reporter();
     report_health(&reporter, ServingStatus::Serving).await;
 
@@ -73,6 +95,7 @@ pub async fn serve(
         calls_max: config.calls_max,
         request_bytes_in_flight_max: config.request_bytes_in_flight_max,
         read_timeout: config.request_read_timeout,
+        stream_idle_timeout: config.stream_idle_timeout,
     });
     let serving = Server::builder()
         .max_concurrent_streams(config.streams_per_connection_max)
@@ -87,6 +110,9 @@ pub async fn serve(
         .add_service(inference)
         .add_service(models)
         .add_service(tokenizer)
+        .add_service(kserve)
+        .add_service(generate)
+        .add_service(control)
         .add_service(health)
         .add_service(reflection().build_v1()?)
         .add_service(reflection().build_v1alpha()?)
@@ -112,7 +138,7 @@ pub async fn serve(
 
 fn reflection() -> tonic_reflection::server::Builder<'static> {
     tonic_reflection::server::Builder::configure()
-        .register_encoded_file_descriptor_set(v1::FILE_DESCRIPTOR_SET)
+        .register_encoded_file_descriptor_set(FILE_DESCRIPTOR_SET)
         .register_encoded_file_descriptor_set(tonic_health::pb::FILE_DESCRIPTOR_SET)
 }
 

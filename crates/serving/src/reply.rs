@@ -40,6 +40,7 @@ pub struct Reply {
     id: RequestId,
     text: TextStream,
     sampling: Arc<SamplingParams>,
+    prompt_tokens: u32,
     /// Kept for the prompt's log-probabilities, if asked for.
     prompt: Vec<TokenId>,
     watch: Watch,
@@ -64,6 +65,11 @@ impl Reply {
     /// The sampling in effect, but for the seed, which [`Finished`] tells.
     pub fn sampling(&self) -> &SamplingParams {
         &self.sampling
+    }
+
+    /// Tokens of the input.
+    pub fn prompt_tokens(&self) -> u32 {
+        self.prompt_tokens
     }
 
     /// The next event; `None` after `Finished` or an error. Cancel safe.
@@ -114,6 +120,7 @@ type Indexed = (usize, Result<ReplyEvent, RequestError>);
 /// All samples of one question. Dropping it stops those that have not ended.
 pub struct Replies {
     ids: Vec<RequestId>,
+    prompt_tokens: u32,
     events: SelectAll<Pin<Box<dyn Stream<Item = Indexed> + Send>>>,
 }
 
@@ -134,6 +141,7 @@ impl Replies {
             samples.extend(start(served, ask).await?);
         }
         let ids = samples.iter().map(Reply::id).collect();
+        let prompt_tokens = samples.first().map_or(0, Reply::prompt_tokens);
         let events = samples.into_iter().enumerate().map(|(index, reply)| {
             let events = stream::unfold(reply, move |mut reply| async move {
                 let event = reply.next().await?;
@@ -141,12 +149,17 @@ impl Replies {
             });
             Box::pin(events) as Pin<Box<dyn Stream<Item = Indexed> + Send>>
         });
-        Ok(Self { ids, events: events.collect() })
+        Ok(Self { ids, prompt_tokens, events: events.collect() })
     }
 
     /// The samples' ids in the log.
     pub fn ids(&self) -> &[RequestId] {
         &self.ids
+    }
+
+    /// Tokens of the input that they share.
+    pub fn prompt_tokens(&self) -> u32 {
+        self.prompt_tokens
     }
 
     /// The next event and which sample it is of; `None` after the last of all. Cancel safe.
@@ -180,12 +193,12 @@ async fn submit(served: &Served, ask: Ask) -> Result<Vec<Reply>, RequestError> {
         };
         // Samples that are taken already are aborted if a later one is not.
         let tokens = served.model.engine.submit(request).map_err(|e| RequestError::submit(e, names))?;
-        let id = tokens.id;
+        let (id, prompt_tokens) = (tokens.id, tokens.prompt_tokens);
         let tokenizer = Arc::clone(&served.model.tokenizer);
         let text = TextStream::new(tokens, tokenizer, text.clone()).map_err(|e| RequestError::invalid("stop", e))?;
         tracing::debug!(request = %id, "submitted");
         let watch = Watch::new(Arc::clone(&served.metrics), began);
-        samples.push(Reply { id, text, sampling: Arc::clone(&sampling), prompt, watch, ended: false });
+        samples.push(Reply { id, text, sampling: Arc::clone(&sampling), prompt_tokens, prompt, watch, ended: false });
     }
     Ok(samples)
 }

@@ -1,17 +1,20 @@
 //! A generation as it is asked for on the wire, as a question.
 
+use std::time::{Duration, Instant};
+
 use lingqu_proto::v1;
 use lingqu_proto::v1::generate_request::Input as WireInput;
 use lingqu_serving::{Ask, FieldNames, Input};
-use lingqu_types::{SamplingParams, StopConditions};
+use lingqu_types::{Priority, SamplingParams, Service, StopConditions};
 use tonic::Status;
 
 use super::input;
 use super::sampling::sampling;
 use crate::status::invalid;
 
-/// The question of a request.
-pub fn ask(wire: v1::GenerateRequest, defaults: &SamplingParams) -> Result<Ask, Status> {
+/// The question of a request; `deadline` is the call's own.
+pub fn ask(wire: v1::GenerateRequest, deadline: Option<Instant>, defaults: &SamplingParams) -> Result<Ask, Status> {
+    let service = service(&wire, deadline)?;
     let (input, field) = match wire.input {
         None => return Err(invalid("input", "one of prompt, chat and token_ids is needed")),
         Some(WireInput::Prompt(text)) => {
@@ -34,8 +37,21 @@ pub fn ask(wire: v1::GenerateRequest, defaults: &SamplingParams) -> Result<Ask, 
         prompt_logprobs: wire.prompt_logprobs,
         skip_special_tokens: wire.skip_special_tokens.unwrap_or(true),
         split_reasoning: wire.split_reasoning.unwrap_or(true),
+        service,
         ..Ask::new(input, defaults, names)
     })
+}
+
+/// On whose account a request runs, and until when: the earlier of two deadlines holds.
+fn service(wire: &v1::GenerateRequest, deadline: Option<Instant>) -> Result<Service, Status> {
+    let priority = v1::Priority::try_from(wire.priority);
+    let priority = match priority.map_err(|_| invalid("priority", format_args!("{} is none", wire.priority)))? {
+        v1::Priority::Unspecified | v1::Priority::Interactive => Priority::Interactive,
+        v1::Priority::Batch => Priority::Batch,
+    };
+    let own = wire.timeout_ms.map(|ms| Instant::now() + Duration::from_millis(ms.into()));
+    let deadline = own.into_iter().chain(deadline).min();
+    Ok(Service { priority, tenant: wire.tenant.as_str().into(), deadline })
 }
 
 #[cfg(test)]
@@ -50,7 +66,7 @@ mod tests {
     fn inputs_that_cannot_be_are_named() {
         let check = |field: &str, input: Option<WireInput>| {
             let request = v1::GenerateRequest { input, ..wire() };
-            let error = ask(request, &SamplingParams::default()).expect_err(field);
+            let error = ask(request, None, &SamplingParams::default()).expect_err(field);
             assert_eq!(error.code(), tonic::Code::InvalidArgument);
             assert!(error.message().starts_with(&format!("{field}:")), "{}", error.message());
         };
@@ -61,7 +77,7 @@ mod tests {
     #[test]
     fn absent_fields_take_their_defaults() {
         let defaults = SamplingParams { temperature: 0.6, ..SamplingParams::default() };
-        let ask = ask(wire(), &defaults).expect("valid");
+        let ask = ask(wire(), None, &defaults).expect("valid");
         assert_eq!(ask.sampling, defaults);
         assert_eq!(ask.stop, StopConditions::default());
         assert_eq!((ask.logprobs, ask.prompt_logprobs, ask.choices), (None, None, 1));
@@ -73,9 +89,28 @@ mod tests {
         let mut request = wire();
         (request.max_tokens, request.logprobs, request.prompt_logprobs) = (Some(0), Some(0), Some(0));
         (request.skip_special_tokens, request.split_reasoning) = (Some(false), Some(false));
-        let ask = ask(request, &SamplingParams::default()).expect("valid");
+        let ask = ask(request, None, &SamplingParams::default()).expect("valid");
         assert_eq!(ask.stop.max_tokens, Some(0));
         assert_eq!((ask.logprobs, ask.prompt_logprobs), (Some(0), Some(0)));
         assert!(!ask.skip_special_tokens && !ask.split_reasoning);
+    }
+
+    #[test]
+    fn the_service_is_told() {
+        let soon = Instant::now() + Duration::from_secs(1);
+        let check = |request: v1::GenerateRequest, deadline: Option<Instant>, expected: Priority| {
+            let Ask { service, .. } = ask(request, deadline, &SamplingParams::default()).expect("valid");
+            assert_eq!(service.priority, expected);
+            service
+        };
+        let batch = v1::GenerateRequest { priority: v1::Priority::Batch.into(), tenant: "fire".into(), ..wire() };
+        assert_eq!(check(batch.clone(), Some(soon), Priority::Batch).deadline, Some(soon));
+        assert_eq!(&*check(batch, None, Priority::Batch).tenant, "fire");
+        let later = v1::GenerateRequest { timeout_ms: Some(3_600_000), ..wire() };
+        assert_eq!(check(later.clone(), Some(soon), Priority::Interactive).deadline, Some(soon));
+        assert!(check(later, None, Priority::Interactive).deadline > Some(soon));
+        let unknown = v1::GenerateRequest { priority: 7, ..wire() };
+        let error = ask(unknown, None, &SamplingParams::default()).expect_err("unknown");
+        assert!(error.message().starts_with("priority: "), "{error}");
     }
 }

@@ -4,3 +4,4 @@ pub mod event;
 pub mod generate;
 pub mod input;
 pub mod sampling;
+pub mod service;

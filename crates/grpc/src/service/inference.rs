@@ -26,7 +26,7 @@ impl Inference for InferenceService {
     type GenerateStream = Pin<Box<dyn Stream<Item = Result<v1::GenerateEvent, Status>> + Send>>;
 
     async fn generate(&self, request: Request<v1::GenerateRequest>) -> Result<Response<Self::GenerateStream>, Status> {
-        let events = Events::start(Arc::clone(&self.served), request.into_inner()).await?;
+        let events = Events::start(Arc::clone(&self.served), request).await?;
         let id = events.id().to_string();
         // A client that goes away drops this stream, and with it the generation.
         let stream = futures_util::stream::unfold(events, |mut events| async move {
@@ -42,7 +42,7 @@ impl Inference for InferenceService {
         &self,
         request: Request<v1::GenerateRequest>,
     ) -> Result<Response<v1::GenerateReply>, Status> {
-        let events = Events::start(Arc::clone(&self.served), request.into_inner()).await?;
+        let events = Events::start(Arc::clone(&self.served), request).await?;
         let id = events.id().to_string();
         let mut response = Response::new(events.reply(self.reply_bytes_max).await?);
         set_request_id(response.metadata_mut(), &id);
@@ -50,7 +50,7 @@ impl Inference for InferenceService {
     }
 }
 
-fn set_request_id(metadata: &mut MetadataMap, id: &str) {
+pub(crate) fn set_request_id(metadata: &mut MetadataMap, id: &str) {
     if let Ok(value) = MetadataValue::try_from(id) {
         metadata.insert(REQUEST_ID_HEADER, value);
     }

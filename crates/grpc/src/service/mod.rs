@@ -1,5 +1,7 @@
 //! One file per gRPC service.
 
 pub mod inference;
+pub mod kserve;
 pub mod models;
+pub mod openengine;
 pub mod tokenizer;

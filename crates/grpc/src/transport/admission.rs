@@ -20,8 +20,13 @@ use tonic::Status;
 use tonic::body::Body;
 use tower::{Layer, Service};
 
+use super::framing::Framing;
+
 /// A full server is still healthy, and its orchestrator must be able to hear so.
 const ALWAYS_ADMITTED: &str = "/grpc.health.v1.Health/Check";
+
+/// The call whose requests are many, on a stream that may live long.
+const REQUEST_STREAM: &str = "/inference.GRPCInferenceService/ModelStreamInfer";
 
 /// Puts every call under the bounds.
 #[derive(Clone)]
@@ -29,6 +34,7 @@ pub struct Admission {
     places: Arc<Semaphore>,
     bytes: Arc<ByteBudget>,
     read_timeout: Duration,
+    stream_idle_timeout: Duration,
 }
 
 /// What [`Admission`] allows.
@@ -39,6 +45,8 @@ pub struct AdmissionLimits {
     pub request_bytes_in_flight_max: usize,
     /// For a request to arrive whole.
     pub read_timeout: Duration,
+    /// Between two requests of one stream.
+    pub stream_idle_timeout: Duration,
 }
 
 struct ByteBudget {
@@ -52,6 +60,7 @@ impl Admission {
             places: Arc::new(Semaphore::new(limits.calls_max.min(Semaphore::MAX_PERMITS))),
             bytes: Arc::new(ByteBudget { used: AtomicUsize::new(0), max: limits.request_bytes_in_flight_max }),
             read_timeout: limits.read_timeout,
+            stream_idle_timeout: limits.stream_idle_timeout,
         }
     }
 }
@@ -90,14 +99,16 @@ where
             let refusal = Status::resource_exhausted("too many calls at once: try again later");
             return std::future::ready(Ok(refusal.into_http())).boxed();
         }
-        let request = request.map(|inner| {
-            Body::new(RequestBody {
-                inner,
-                budget: Arc::clone(&self.admission.bytes),
-                bytes_held: 0,
-                deadline: Box::pin(tokio::time::sleep(self.admission.read_timeout)),
-            })
+        let Admission { bytes, read_timeout, stream_idle_timeout, .. } = &self.admission;
+        let messages = (request.uri().path() == REQUEST_STREAM).then(|| Messages {
+            framing: Framing::default(),
+            read_timeout: *read_timeout,
+            idle_timeout: *stream_idle_timeout,
         });
+        let first = if messages.is_some() { *stream_idle_timeout } else { *read_timeout };
+        let deadline = Box::pin(tokio::time::sleep(first));
+        let budget = Arc::clone(bytes);
+        let request = request.map(|inner| Body::new(RequestBody { inner, budget, bytes_held: 0, deadline, messages }));
         let response = self.inner.call(request);
         async move { Ok(response.await?.map(|inner| Body::new(ResponseBody { inner, _place: place }))) }.boxed()
     }
@@ -109,9 +120,33 @@ struct RequestBody {
     budget: Arc<ByteBudget>,
     bytes_held: usize,
     deadline: Pin<Box<Sleep>>,
+    /// Of a stream of requests.
+    messages: Option<Messages>,
+}
+
+/// A stream of requests: each has its own time to arrive, and its bytes are held until it has.
+struct Messages {
+    framing: Framing,
+    read_timeout: Duration,
+    idle_timeout: Duration,
 }
 
 impl RequestBody {
+    /// Follows a stream's messages: lets go of those that are whole, and sets the time for what comes next.
+    fn follow(&mut self, data: &[u8]) {
+        let Some(Messages { framing, read_timeout, idle_timeout }) = &mut self.messages else { return };
+        let was_within = framing.is_within();
+        let whole = framing.advance(data);
+        let now = tokio::time::Instant::now();
+        match framing.is_within() {
+            true if was_within && whole == 0 => {} // the same message: its time runs on
+            true => self.deadline.as_mut().reset(now + *read_timeout),
+            false => self.deadline.as_mut().reset(now + *idle_timeout),
+        }
+        self.bytes_held -= whole;
+        self.budget.used.fetch_sub(whole, Ordering::Relaxed);
+    }
+
     fn hold(&mut self, bytes: usize) -> Result<(), Status> {
         self.bytes_held += bytes;
         let used = self.budget.used.fetch_add(bytes, Ordering::Relaxed) + bytes;
@@ -135,8 +170,10 @@ impl HttpBody for RequestBody {
     fn poll_frame(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, Status>>> {
         match Pin::new(&mut self.inner).poll_frame(cx) {
             Poll::Ready(Some(Ok(frame))) => {
-                let bytes = frame.data_ref().map_or(0, Bytes::len);
-                Poll::Ready(Some(self.hold(bytes).map(|()| frame)))
+                let data = frame.data_ref().cloned().unwrap_or_default();
+                let held = self.hold(data.len());
+                self.follow(&data);
+                Poll::Ready(Some(held.map(|()| frame)))
             }
             Poll::Pending => self
                 .deadline

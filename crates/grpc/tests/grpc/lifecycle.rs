@@ -75,7 +75,7 @@ async fn broken_connections_stop_their_generations() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn draining_finishes_what_runs_and_refuses_the_rest() {
     let (server, control) = TestServer::toy(Options::default(), ToyFaults::default()).await;
-    for service in ["", "lingqu.v1.Inference", "lingqu.v1.Models", "lingqu.v1.Tokenizer"] {
+    for service in ["", "lingqu.v1.Inference", "inference.GRPCInferenceService", "openengine.v1.Control"] {
         assert_eq!(health(&server, service).await, ServingStatus::Serving, "{service}");
     }
     let watched = HealthCheckRequest { service: String::new() };

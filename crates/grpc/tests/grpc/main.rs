@@ -3,7 +3,10 @@
 mod bounds;
 mod errors;
 mod generate;
+mod kserve;
+mod kserve_stream;
 mod lifecycle;
+mod openengine;
 mod server;
 mod services;
 mod toy;

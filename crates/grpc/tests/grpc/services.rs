@@ -116,7 +116,15 @@ async fn reflection_lists_and_describes_the_services() {
     let listed = ask(MessageRequest::ListServices(String::new())).await;
     let Some(MessageResponse::ListServicesResponse(list)) = listed.message_response else { panic!("{listed:?}") };
     let names: Vec<&str> = list.service.iter().map(|s| s.name.as_str()).collect();
-    for name in ["lingqu.v1.Inference", "lingqu.v1.Models", "lingqu.v1.Tokenizer", "grpc.health.v1.Health"] {
+    for name in [
+        "lingqu.v1.Inference",
+        "lingqu.v1.Models",
+        "lingqu.v1.Tokenizer",
+        "inference.GRPCInferenceService",
+        "openengine.v1.Inference",
+        "openengine.v1.Control",
+        "grpc.health.v1.Health",
+    ] {
         assert!(names.contains(&name), "{name} is not in {names:?}");
     }
     let described = ask(MessageRequest::FileContainingSymbol("lingqu.v1.Inference.Generate".into())).await;
