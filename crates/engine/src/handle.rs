@@ -39,6 +39,8 @@ pub struct EngineHandle {
 struct Facts {
     limits: Limits,
     vocab: usize,
+    /// Tokens that one step may add to a stream beyond the first.
+    drafts_max: usize,
     /// Keys of the seeds that the engine picks itself.
     seeds: RandomState,
 }
@@ -59,8 +61,14 @@ impl Engine {
     /// Limits that cannot work, a cache that does not fit, a thread that does not start.
     pub fn start(model: Box<dyn Model>, backend: Arc<dyn Backend>, config: EngineConfig) -> Result<Self, EngineError> {
         config.limits.validate().map_err(EngineError::Limits)?;
-        let facts =
-            Facts { limits: config.limits.clone(), vocab: model.config().vocab_size, seeds: RandomState::new() };
+        if config.speculation.is_some() && !model.predicts() {
+            return Err(EngineError::Start(
+                "speculation needs the model's prediction layer, which is not loaded".into(),
+            ));
+        }
+        let drafts_max = config.speculation.map_or(0, |speculation| speculation.drafts);
+        let (limits, vocab) = (config.limits.clone(), model.config().vocab_size);
+        let facts = Facts { limits, vocab, drafts_max, seeds: RandomState::new() };
         let mailbox = Arc::new(Mailbox::new(config.limits.queue_requests_max));
         let steps = StepLoop::new(model, backend, config, mailbox.clone());
         let steps = steps.map_err(|error| EngineError::Start(error.to_string()))?;
@@ -110,7 +118,7 @@ impl EngineHandle {
             // 53 bits: exact in JSON as in any other number format a client may use.
             let seed = request.sampling.seed.unwrap_or_else(|| self.facts.seeds.hash_one(id) >> 11);
             let prompt_tokens = request.prompt.len() as u32;
-            let start = StreamStart { id, prompt_tokens, seed };
+            let start = StreamStart { id, prompt_tokens, seed, drafts_max: self.facts.drafts_max };
             let (sender, stream) = channel(start, unread_max, self.mailbox.clone());
             (Submission { id, request, constraint, outputs_max, seed, sender }, stream)
         })

@@ -14,6 +14,7 @@ mod error;
 pub mod handle;
 mod mailbox;
 mod request;
+mod speculate;
 pub mod step;
 mod stream;
 pub mod text;
@@ -33,11 +34,31 @@ pub struct EngineConfig {
     pub eos_token_ids: Vec<TokenId>,
     /// How finely keys and values are kept.
     pub kv_precision: KvPrecision,
+    /// Guess at tokens to come and verify several in one step. Only with a model whose prediction layer is loaded.
+    pub speculation: Option<Speculation>,
+}
+
+/// How far to guess.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Speculation {
+    /// Tokens guessed after each one that is known, at least 1.
+    pub drafts: usize,
+    /// With more sequences than this decoding at once nothing is guessed: their rows fill a step by themselves.
+    pub sequences_max: usize,
+}
+
+impl Speculation {
+    /// Unless said otherwise: few enough that a step is bound by reading weights. Not measured yet.
+    pub const SEQUENCES_MAX: usize = 4;
+
+    pub fn new(drafts: usize) -> Self {
+        Self { drafts, sequences_max: Self::SEQUENCES_MAX }
+    }
 }
 
 impl EngineConfig {
     /// What most engines are given.
     pub fn new(limits: Limits, eos_token_ids: Vec<TokenId>) -> Self {
-        Self { limits, eos_token_ids, kv_precision: KvPrecision::Full }
+        Self { limits, eos_token_ids, kv_precision: KvPrecision::Full, speculation: None }
     }
 }

@@ -36,6 +36,11 @@ pub(crate) struct Active {
     scores: PromptLogprobs,
     /// Drawn ahead of `deliver`, from the largest logits alone.
     drawn: Option<Sampled>,
+    /// Guesses at the tokens after `tokens`, for the next step.
+    pub drafts: Vec<TokenId>,
+    /// Positions that the prediction layer's part of the cache holds after the last step; 0 where the newest found no
+    /// room.
+    pub predicted: usize,
 }
 
 /// What one row of logits led to.
@@ -67,6 +72,8 @@ impl Active {
             sampler: None,
             scores,
             drawn: None,
+            drafts: Vec::new(),
+            predicted: 0,
         }
     }
 
@@ -85,22 +92,71 @@ impl Active {
         if self.outputs_max == 0 {
             return self.finish(FinishReason::Length, 0);
         }
-        let last = logits.len() - vocab;
+        // The last known token's row, then those of drafts, each of which counts only if its token is what was drawn.
+        let drafts = std::mem::take(&mut self.drafts);
+        let rows = &mut logits[(slice.logit_rows - 1 - slice.drafts) * vocab..];
+        let mut known = 0;
+        for row in rows.chunks_exact_mut(vocab) {
+            if let Some(over) = self.advance(row, mask) {
+                return over;
+            }
+            known += 1;
+            if drafts.get(known - 1) != self.tokens.last() {
+                break;
+            }
+        }
+        SliceOutcome::Advanced { tokens: known }
+    }
+
+    /// Draws one token, `[vocab]`, and tells it; how the request ended, if it did.
+    fn advance(&mut self, logits: &mut [f32], mask: &mut TokenMask) -> Option<SliceOutcome> {
         let outputs = self.tokens.len() - self.prompt_tokens + 1;
-        match self.draw(&mut logits[last..], mask) {
-            Err(error) => self.fail(error),
-            Ok(Drawn::Stop) => self.finish(FinishReason::Stop, outputs),
+        match self.draw(logits, mask) {
+            Err(error) => Some(self.fail(error)),
+            Ok(Drawn::Stop) => Some(self.finish(FinishReason::Stop, outputs)),
             Ok(Drawn::Token(token)) => {
                 self.tokens.push(token.token);
                 let is_over = self.constraint.as_ref().is_some_and(|constraint| constraint.is_over());
                 match self.sender.send(TokenEvent::Token(token)) {
-                    false => SliceOutcome::Finished,
-                    true if is_over => self.finish(FinishReason::Stop, outputs),
-                    true if outputs == self.outputs_max => self.finish(FinishReason::Length, outputs),
-                    true => SliceOutcome::Advanced { tokens: 1 },
+                    false => Some(SliceOutcome::Finished),
+                    true if is_over => Some(self.finish(FinishReason::Stop, outputs)),
+                    true if outputs == self.outputs_max => Some(self.finish(FinishReason::Length, outputs)),
+                    true => None,
                 }
             }
         }
+    }
+
+    /// The tokens that a slice computes.
+    pub fn row_tokens(&self, slice: &SlicePlan) -> impl Iterator<Item = TokenId> {
+        let known = &self.tokens[slice.context..slice.context + slice.rows - slice.drafts];
+        known.iter().chain(&self.drafts[..slice.drafts]).copied()
+    }
+
+    /// Tokens that are worth guessing: the last one that may come needs no row of its own.
+    pub fn drafts_max(&self) -> usize {
+        (self.outputs_max + self.prompt_tokens).saturating_sub(self.tokens.len() + 1)
+    }
+
+    /// Guesses the token after those known and guessed so far as it will be drawn, from logits of its own, `[vocab]`, and
+    /// keeps the guess. `None` where nothing can be drawn from them: then nothing is guessed.
+    pub fn guess(&mut self, logits: &mut [f32], mask: &mut TokenMask) -> Option<TokenId> {
+        let (prompt, outputs) = self.tokens.split_at(self.prompt_tokens);
+        let output_index = (outputs.len() + self.drafts.len()) as u64;
+        // What a grammar allows after a guess is not known yet.
+        let constraint = self.constraint.as_mut().filter(|_| self.drafts.is_empty());
+        let allowed = match constraint {
+            None => None,
+            Some(constraint) => {
+                mask.clear();
+                constraint.allow(mask).ok()?;
+                Some(&*mask)
+            }
+        };
+        let sampler = self.sampler.get_or_insert_with(|| Sampler::new(&self.request.sampling, self.seed, prompt));
+        let token = sampler.guess(logits, Draw { output_index, report_logprob: false, allowed }).ok()?;
+        self.drafts.push(token);
+        Some(token)
     }
 
     /// How many of the largest logits may be all that this slice needs; `None`: it needs whole rows.

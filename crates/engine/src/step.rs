@@ -13,7 +13,7 @@ use lingqu_types::{Batch, FinishReason, RequestId, SequenceSlice};
 use crate::draw::{self, FarLogits};
 use crate::mailbox::{Mail, Mailbox};
 use crate::request::{Active, Submission};
-use crate::{EngineConfig, EngineError};
+use crate::{EngineConfig, EngineError, speculate};
 
 /// All that the engine's thread owns.
 pub(crate) struct StepLoop {
@@ -130,7 +130,12 @@ impl StepLoop {
         self.mailbox.report(self.scheduler.load());
         self.fill_batch(&plan);
         match self.forward(&plan) {
-            Ok(()) => self.deliver(&plan),
+            Ok(()) => {
+                self.deliver(&plan);
+                if let Err(error) = self.speculate(&plan) {
+                    self.fail(&plan, error)?;
+                }
+            }
             Err(error) => self.fail(&plan, error)?,
         }
         Ok(true)
@@ -145,8 +150,7 @@ impl StepLoop {
         for (slice, sequence) in plan.slices.iter().zip(&mut batch.sequences) {
             let start = batch.tokens.len();
             let end = start + slice.rows;
-            let tokens = &self.requests[&slice.id].tokens;
-            batch.tokens.extend_from_slice(&tokens[slice.context..slice.context + slice.rows]);
+            batch.tokens.extend(self.requests[&slice.id].row_tokens(slice));
             batch.logit_rows.extend(((end - slice.logit_rows)..end).map(|row| row as u32));
             sequence.rows = start..end;
             sequence.context = slice.context;
@@ -190,6 +194,22 @@ impl StepLoop {
             self.outcomes.push(outcome);
         }
         self.scheduler.on_step_done(plan, &self.outcomes);
+    }
+
+    /// Guesses what comes after the tokens that are known now.
+    fn speculate(&mut self, plan: &StepPlan) -> Result<(), BackendError> {
+        let Some(speculation) = &self.config.speculation else { return Ok(()) };
+        let parts = speculate::Parts {
+            model: &mut *self.model,
+            backend: &*self.backend,
+            kv: &mut self.kv,
+            scheduler: &mut self.scheduler,
+            requests: &mut self.requests,
+            batch: &self.batch,
+            logits: &mut self.logits,
+            mask: &mut self.mask,
+        };
+        speculate::speculate(speculation, plan, &self.outcomes, parts)
     }
 
     /// Fails the requests of a step. Others go on, unless the device is lost.

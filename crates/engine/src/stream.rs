@@ -78,11 +78,13 @@ pub(crate) struct StreamStart {
     pub id: RequestId,
     pub prompt_tokens: u32,
     pub seed: u64,
+    /// Tokens that one step may add beyond the first.
+    pub drafts_max: usize,
 }
 
 pub(crate) fn channel(start: StreamStart, unread_max: usize, mailbox: Arc<Mailbox>) -> (EventSender, TokenStream) {
-    let StreamStart { id, prompt_tokens, seed } = start;
-    let (sender, events) = mpsc::channel(unread_max + EVENTS_BEYOND_TOKEN);
+    let StreamStart { id, prompt_tokens, seed, drafts_max } = start;
+    let (sender, events) = mpsc::channel(unread_max + drafts_max + EVENTS_BEYOND_TOKEN);
     let flow = Arc::new(Flow { paused: AtomicBool::new(false), unread_tokens_max: unread_max });
     let stream = TokenStream { id, prompt_tokens, seed, events, flow: flow.clone(), mailbox, ended: false };
     (EventSender { events: sender, flow }, stream)

@@ -83,18 +83,35 @@ impl Sampler {
             mask.apply(logits);
         }
         let untouched = own.map(|log_sum| (log_sum, OwnLogits::before_changes(self, logits)));
-        self.change(logits);
-        let max = check(logits)?;
-        let token = if self.params.temperature == 0.0 {
-            let position = logits.iter().position(|&l| l == max).expect("max is one of them");
-            position as TokenId
-        } else {
-            filter(logits, max, &self.params, &mut self.candidates);
-            draw(&self.candidates, uniform(self.seed, how.output_index))
-        };
+        let token = self.choose(logits, how.output_index)?;
         let logprob = untouched.map(|(log_sum, own)| (f64::from(own.of(token, logits)) - log_sum) as f32);
         self.record(token);
         Ok(Sampled { token, logprob })
+    }
+
+    /// Draws from logits that are another's guess at those to come, and counts nothing: with the same parameters, seed
+    /// and output index the two draws mostly agree where the logits do. `[vocab]`; the logits are left changed.
+    ///
+    /// # Errors
+    /// As [`Sampler::sample`].
+    pub fn guess(&mut self, logits: &mut [f32], how: Draw<'_>) -> Result<TokenId, SamplerError> {
+        check(logits)?;
+        if let Some(mask) = how.allowed {
+            mask.apply(logits);
+        }
+        self.choose(logits, how.output_index)
+    }
+
+    /// Penalties and biases, filters, the draw. `[vocab]`, what the mask leaves
+    fn choose(&mut self, logits: &mut [f32], output_index: u64) -> Result<TokenId, SamplerError> {
+        self.change(logits);
+        let max = check(logits)?;
+        if self.params.temperature == 0.0 {
+            let position = logits.iter().position(|&l| l == max).expect("max is one of them");
+            return Ok(position as TokenId);
+        }
+        filter(logits, max, &self.params, &mut self.candidates);
+        Ok(draw(&self.candidates, uniform(self.seed, output_index)))
     }
 
     /// Draws as [`Sampler::sample`] does, from the largest logits of a row alone; `None`, with nothing counted, where

@@ -43,6 +43,10 @@ pub struct SchedulerLoad {
     pub kv_blocks_total: usize,
     /// Sequences sent back to waiting since the start.
     pub preemptions: u64,
+    /// Drafts that were checked since the start, those of a sequence's last step aside.
+    pub drafted: u64,
+    /// How many of them turned out right.
+    pub accepted: u64,
 }
 
 /// Decides what each step computes, and owns the blocks.
@@ -54,14 +58,23 @@ pub struct Scheduler {
     waiting: BTreeMap<RequestId, Sequence>,
     running: BTreeMap<RequestId, Sequence>,
     preemptions: u64,
+    drafted: u64,
+    accepted: u64,
 }
 
 impl Scheduler {
     /// `limits` must be valid ([`Limits::validate`]): one sequence alone always fits the cache.
     pub fn new(limits: &Limits) -> Self {
         assert_eq!(limits.validate(), Ok(()), "limits are checked before they come here");
-        let pool = BlockPool::new(limits.blocks);
-        Self { limits: limits.clone(), pool, waiting: BTreeMap::new(), running: BTreeMap::new(), preemptions: 0 }
+        Self {
+            limits: limits.clone(),
+            pool: BlockPool::new(limits.blocks),
+            waiting: BTreeMap::new(),
+            running: BTreeMap::new(),
+            preemptions: 0,
+            drafted: 0,
+            accepted: 0,
+        }
     }
 
     /// Puts a sequence last in the queue. Its id must be new and above all earlier ones; the queue's bound is kept by
@@ -99,6 +112,16 @@ impl Scheduler {
         }
     }
 
+    /// Gives a running sequence the blocks of its first `positions` positions ahead of its next step, while one for each
+    /// running sequence stays free. False if it lacks some then.
+    pub fn reserve(&mut self, id: RequestId, positions: usize) -> bool {
+        let spare = self.running.len();
+        let Some(sequence) = self.running.get_mut(&id) else { return false };
+        let missing = sequence.table.missing_for(positions);
+        let fits = missing == 0 || (missing + spare <= self.pool.free() && positions <= self.limits.context_tokens_max);
+        fits && sequence.table.grow(&mut self.pool, positions).is_ok()
+    }
+
     /// The next step, or `None` when there is nothing to compute: every sequence there is, if any, is paused.
     ///
     /// The plan must be answered by [`Scheduler::on_step_done`], or each of its sequences aborted.
@@ -118,6 +141,8 @@ impl Scheduler {
         for (slice, outcome) in plan.slices.iter().zip(outcomes) {
             match outcome {
                 SliceOutcome::Advanced { tokens } => {
+                    self.drafted += slice.drafts as u64;
+                    self.accepted += tokens.saturating_sub(1) as u64;
                     self.running.get_mut(&slice.id).expect("it was planned").advance(slice, *tokens);
                 }
                 SliceOutcome::Finished => assert!(self.abort(slice.id), "it was planned"),
@@ -139,6 +164,8 @@ impl Scheduler {
             kv_blocks_used: self.pool.used(),
             kv_blocks_total: self.pool.total(),
             preemptions: self.preemptions,
+            drafted: self.drafted,
+            accepted: self.accepted,
         }
     }
 

@@ -5,6 +5,7 @@ use std::num::NonZeroUsize;
 use std::path::PathBuf;
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
+use lingqu_engine::Speculation;
 
 /// Sequences computed together unless said otherwise.
 pub const DEFAULT_SEQUENCES: usize = 16;
@@ -134,6 +135,26 @@ pub struct ServeArgs {
     /// Seconds that running requests get to finish after SIGTERM.
     #[arg(long, value_name = "SECONDS", default_value = "30")]
     pub drain_timeout: u64,
+    #[command(flatten)]
+    pub speculation: SpeculationArgs,
+    /// With more sequences than this decoding at once, --speculate guesses nothing.
+    #[arg(long, value_name = "N", default_value_t = Speculation::SEQUENCES_MAX)]
+    pub speculate_sequences: usize,
+}
+
+#[derive(Debug, Args)]
+pub struct SpeculationArgs {
+    /// Guess N tokens ahead with the model's own prediction layer (DeepSeek V3, R1; 1 unless N is given) and verify them
+    /// in one step. The text stays the same.
+    #[arg(long, value_name = "N", num_args = 0..=1, default_missing_value = "1")]
+    #[arg(value_parser = clap::value_parser!(u8).range(1..=16))]
+    pub speculate: Option<u8>,
+}
+
+impl SpeculationArgs {
+    pub fn speculation(&self, sequences_max: usize) -> Option<Speculation> {
+        self.speculate.map(|drafts| Speculation { drafts: drafts.into(), sequences_max })
+    }
 }
 
 #[derive(Debug, Args)]
@@ -164,6 +185,8 @@ pub struct GenerateArgs {
     /// Tokens of the sequence, prompt and output [default: the model's own, at most 8192].
     #[arg(long, value_name = "N")]
     pub max_context: Option<NonZeroUsize>,
+    #[command(flatten)]
+    pub speculation: SpeculationArgs,
 }
 
 #[derive(Debug, Args)]

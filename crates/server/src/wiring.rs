@@ -9,6 +9,7 @@ use lingqu_backend::{Backend, KvPrecision, KvSpec, KvStore};
 use lingqu_backend_cpu::{CpuBackend, CpuConfig, Isa, Precision};
 use lingqu_backend_gpu::{GpuBackend, GpuConfig, Row};
 use lingqu_backend_reference::ReferenceBackend;
+use lingqu_engine::Speculation;
 use lingqu_model::{Experts, LoadOptions, LoadProgress, Model, Package, load_with_experts};
 use lingqu_tokenizer::Tokenizer;
 use lingqu_types::{Limits, SamplingParams};
@@ -125,6 +126,7 @@ pub fn load(
     backend: &Arc<dyn Backend>,
     args: &ModelArgs,
     limits: &Limits,
+    speculation: Option<&Speculation>,
 ) -> Result<Box<dyn Model>> {
     let experts = match args.experts {
         ExpertsPlace::Device => Experts::Here,
@@ -134,7 +136,7 @@ pub fn load(
         batch_rows_max: limits.batch_rows_max,
         logit_rows_max: limits.logit_rows_max,
         context_tokens_max: limits.context_tokens_max,
-        speculate: false,
+        speculate: speculation.is_some(),
     };
     let style = "{msg} [{bar:40}] {bytes}/{total_bytes} {eta}";
     let bar = ProgressBar::new(package.checkpoint.bytes());

@@ -11,7 +11,7 @@ use lingqu_backend::{
     AttentionSpec, Backend, BackendError, Buffer, Capabilities, ExpertWeights, FfnSource, FfnWeights, HostRouting,
     KvEntry, KvSpec, KvStore, LinearSource, Result, RopePairing, RouteSpec, Routing, Step, View, ViewMut, Weight,
 };
-use lingqu_model::{AttentionConfig, GqaConfig, Model, ModelConfig, RopeConfig, RopeScaling};
+use lingqu_model::{AttentionConfig, DraftBatch, GqaConfig, Model, ModelConfig, RopeConfig, RopeScaling, States};
 use lingqu_tensor::HostTensor;
 use lingqu_types::{Batch, BlockId, Limits, TokenId};
 
@@ -77,6 +77,16 @@ pub struct ToyModel {
     faults: ToyFaults,
     control: Arc<ToyControl>,
     logits: Buffer,
+    prediction: Option<ToyPrediction>,
+}
+
+/// A prediction layer: right three times out of four, if it is given the states it should be.
+#[derive(Default)]
+struct ToyPrediction {
+    /// Of each row of the last forward, a hash of all tokens up to it. `[rows]`
+    states: Vec<u64>,
+    /// The same of the last draft. `[logit_rows]`
+    drafted: Vec<u64>,
 }
 
 impl ToyModel {
@@ -104,7 +114,12 @@ impl ToyModel {
             tied_embeddings: false,
         };
         let logits = ToyBackend::default().alloc(limits.logit_rows_max, TOY_VOCAB).expect("a vector");
-        (Self { config, limits: limits.clone(), faults, control: control.clone(), logits }, control)
+        (Self { config, limits: limits.clone(), faults, control: control.clone(), logits, prediction: None }, control)
+    }
+
+    /// With a prediction layer.
+    pub fn that_predicts(self) -> Self {
+        Self { prediction: Some(ToyPrediction::default()), ..self }
     }
 
     fn misbehave(&self, batch: &Batch) -> Result<()> {
@@ -142,6 +157,7 @@ impl Model for ToyModel {
         let cells = kv.storage_mut::<Vec<u64>>();
         let mut wanted = batch.logit_rows.iter().map(|&row| row as usize).peekable();
         self.logits.set_rows(batch.logit_rows.len());
+        let mut states = Vec::new();
         let mut logits = self.logits.storage_mut::<Vec<f32>>().chunks_exact_mut(TOY_VOCAB);
         for sequence in &batch.sequences {
             let at = |p: usize| sequence.blocks[p / block_tokens].0 as usize * block_tokens + p % block_tokens;
@@ -149,6 +165,7 @@ impl Model for ToyModel {
             for (row, position) in sequence.rows.clone().zip(sequence.context..) {
                 cells[at(position)] = cell(batch.tokens[row], position);
                 digest = fold(digest, cells[at(position)]);
+                states.push(digest);
                 if wanted.next_if_eq(&row).is_some() {
                     let out = logits.next().expect("counted by logit_rows"); // [vocab]
                     write_logits(digest, out);
@@ -158,6 +175,48 @@ impl Model for ToyModel {
                 }
             }
         }
+        if let Some(prediction) = &mut self.prediction {
+            prediction.states = states;
+        }
+        Ok(self.logits.view())
+    }
+
+    fn predicts(&self) -> bool {
+        self.prediction.is_some()
+    }
+
+    fn draft(&mut self, rows: &DraftBatch, kv: &mut KvStore) -> Result<View<'_>> {
+        let prediction = self.prediction.as_mut().expect("it predicts");
+        let block_tokens = kv.spec().block_tokens;
+        let batch = &rows.batch;
+        batch.validate(block_tokens).expect("a valid batch");
+        assert!(batch.rows() <= self.limits.batch_rows_max, "too many rows");
+        let cells = kv.storage_mut::<Vec<u64>>();
+        self.logits.set_rows(batch.logit_rows.len());
+        let mut logits = self.logits.storage_mut::<Vec<f32>>().chunks_exact_mut(TOY_VOCAB);
+        let mut drafted = Vec::new();
+        for sequence in &batch.sequences {
+            let at = |p: usize| sequence.blocks[p / block_tokens].0 as usize * block_tokens + p % block_tokens;
+            for (row, position) in sequence.rows.clone().zip(sequence.context..) {
+                let state = match &rows.states {
+                    States::Unknown => 0,
+                    States::OfForward(from) => {
+                        let state = prediction.states[from[row] as usize];
+                        let expected = (0..position).fold(0, |digest, p| fold(digest, cells[at(p)]));
+                        assert_eq!(state, expected, "not the state before position {position}");
+                        state
+                    }
+                    States::OfDraft(from) => prediction.drafted[from[row] as usize],
+                };
+                let digest = fold(state, cell(batch.tokens[row], position));
+                if batch.logit_rows.contains(&(row as u32)) {
+                    drafted.push(digest);
+                    let is_wrong = digest.is_multiple_of(4);
+                    write_logits(if is_wrong { mix(digest) } else { digest }, logits.next().expect("counted"));
+                }
+            }
+        }
+        prediction.drafted = drafted;
         Ok(self.logits.view())
     }
 }

@@ -47,7 +47,7 @@ fn options(stops: &[&str], thinks: bool) -> TextOptions {
 /// A stream whose engine is this test.
 fn stream(options: TextOptions, room: usize) -> (EventSender, TextStream, Arc<Mailbox>) {
     let mailbox = Arc::new(Mailbox::new(1));
-    let start = StreamStart { id: RequestId(5), prompt_tokens: 3, seed: 77 };
+    let start = StreamStart { id: RequestId(5), prompt_tokens: 3, seed: 77, drafts_max: 0 };
     let (sender, tokens) = channel(start, room, mailbox.clone());
     (sender, TextStream::new(tokens, tokenizer(), options).expect("valid stops"), mailbox)
 }

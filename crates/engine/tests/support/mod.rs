@@ -6,7 +6,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use lingqu_engine::{
-    Engine, EngineConfig, EngineError, EngineHandle, Finished, PromptLogprobs, TokenEvent, TokenStream,
+    Engine, EngineConfig, EngineError, EngineHandle, Finished, PromptLogprobs, Speculation, TokenEvent, TokenStream,
 };
 use lingqu_sampler::{Draw, LogProbs, Sampler};
 use lingqu_testkit::toy::{ToyBackend, ToyControl, ToyFaults, ToyModel, toy_logits};
@@ -35,6 +35,20 @@ pub fn start_on(backend: ToyBackend, limits: &Limits, faults: ToyFaults) -> (Eng
     let (model, control) = ToyModel::new(limits, faults);
     let config = EngineConfig::new(limits.clone(), vec![EOS]);
     let engine = Engine::start(Box::new(model), Arc::new(backend), config).expect("it starts");
+    let handle = engine.handle();
+    (engine, handle, control)
+}
+
+/// Guessing so many tokens ahead, however many sequences there are.
+pub fn start_speculating(
+    backend: ToyBackend,
+    limits: &Limits,
+    drafts: usize,
+) -> (Engine, EngineHandle, Arc<ToyControl>) {
+    let (model, control) = ToyModel::new(limits, ToyFaults::default());
+    let speculation = Some(Speculation { drafts, sequences_max: usize::MAX });
+    let config = EngineConfig { speculation, ..EngineConfig::new(limits.clone(), vec![EOS]) };
+    let engine = Engine::start(Box::new(model.that_predicts()), Arc::new(backend), config).expect("it starts");
     let handle = engine.handle();
     (engine, handle, control)
 }

@@ -6,7 +6,7 @@ use std::time::Instant;
 
 use anyhow::{Context, Result, anyhow};
 use lingqu_engine::text::{TextEvent, TextOptions, TextStream};
-use lingqu_engine::{Engine, EngineConfig, Finished};
+use lingqu_engine::{Engine, EngineConfig, EngineLoad, Finished};
 use lingqu_model::Package;
 use lingqu_tokenizer::{ChatMessage, EncodeOptions, RenderOptions, Tokenizer};
 use lingqu_types::{GenerateRequest, Limits, SamplingParams, StopConditions, TokenId};
@@ -25,9 +25,11 @@ pub fn run(args: &GenerateArgs) -> Result<()> {
     let prompt = prompt_ids(args, &tokenizer)?;
 
     let backend = wiring::backend(&args.model)?;
-    let model = wiring::load(&package, &backend, &args.model, &limits)?;
+    let speculation = args.speculation.speculation(1);
+    let model = wiring::load(&package, &backend, &args.model, &limits, speculation.as_ref())?;
     let mut config = EngineConfig::new(limits, package.generation.eos_token_ids.clone());
     config.kv_precision = wiring::kv_precision(&args.model);
+    config.speculation = speculation;
     let engine = Engine::start(model, backend, config)?;
     let loaded_s = started.elapsed().as_secs_f64();
 
@@ -52,7 +54,7 @@ pub fn run(args: &GenerateArgs) -> Result<()> {
             TextEvent::Finished(finished) => {
                 writeln!(out)?;
                 let times = Times { load_s: loaded_s, first_token_s, total_s: began.elapsed().as_secs_f64() };
-                eprintln!("{}", times.figures(&finished));
+                eprintln!("{}{}", times.figures(&finished), drafts(&engine.handle().load()));
             }
             TextEvent::Prompt(_) => {}
             TextEvent::Failed(error) => return Err(anyhow!("{error}")),
@@ -82,6 +84,15 @@ fn prompt_ids(args: &GenerateArgs, tokenizer: &Tokenizer) -> Result<Vec<TokenId>
     let text = template.render(&[ChatMessage::new("user", &args.prompt)], &options)?;
     // The template itself writes the tokens that open a text.
     Ok(tokenizer.encode(&text, EncodeOptions::CHAT)?)
+}
+
+/// How the guesses went, where any were checked.
+fn drafts(load: &EngineLoad) -> String {
+    let (accepted, drafted) = (load.accepted, load.drafted);
+    match drafted {
+        0 => String::new(),
+        _ => format!(" | drafts {accepted} of {drafted} right ({:.0}%)", 100.0 * accepted as f64 / drafted as f64),
+    }
 }
 
 struct Times {

@@ -38,9 +38,11 @@ pub fn run(args: &ServeArgs) -> Result<()> {
     // Bound before the model is loaded: a port that is taken should not be learnt after minutes of loading.
     let ports = runtime.block_on(Ports::bind(args))?;
 
-    let model = wiring::load(&package, &backend, &args.model, &limits)?;
+    let speculation = args.speculation.speculation(args.speculate_sequences);
+    let model = wiring::load(&package, &backend, &args.model, &limits, speculation.as_ref())?;
     let mut config = EngineConfig::new(limits, package.generation.eos_token_ids.clone());
     config.kv_precision = wiring::kv_precision(&args.model);
+    config.speculation = speculation;
     let engine = Engine::start(model, backend.clone(), config)?;
     let served = ServedModel {
         engine: engine.handle(),
