@@ -138,8 +138,8 @@ impl Active {
         (self.outputs_max + self.prompt_tokens).saturating_sub(self.tokens.len() + 1)
     }
 
-    /// Guesses the token after those known and guessed so far as it will be drawn, from logits of its own, `[vocab]`, and
-    /// keeps the guess. `None` where nothing can be drawn from them: then nothing is guessed.
+    /// Guesses the token after those known and guessed so far as it will be drawn, from logits of its own, `[vocab]`,
+    /// and keeps the guess. `None` where nothing can be drawn from them: then nothing is guessed.
     pub fn guess(&mut self, logits: &mut [f32], mask: &mut TokenMask) -> Option<TokenId> {
         let (prompt, outputs) = self.tokens.split_at(self.prompt_tokens);
         let output_index = (outputs.len() + self.drafts.len()) as u64;

@@ -1,9 +1,9 @@
 //! Guesses at tokens to come, by the model's own prediction layer ([`lingqu_model::DraftBatch`]), after each step.
 //!
-//! The next step computes the guessed tokens as rows behind the last known one, and each is drawn for as if it were known:
-//! a draw depends on its row of logits, the parameters, the seed and the output's index alone. A guess that is drawn in
-//! fact stands, and the first that is not ends the step with the token drawn instead ([`Active::deliver`]). So guesses
-//! change when tokens come, and nothing else; no guess is ever believed.
+//! The next step computes the guessed tokens as rows behind the last known one, and each is drawn for as if it were
+//! known: a draw depends on its row of logits, the parameters, the seed and the output's index alone. A guess that is
+//! drawn in fact stands, and the first that is not ends the step with the token drawn instead ([`Active::deliver`]). So
+//! guesses change when tokens come, and nothing else; no guess is ever believed.
 
 use std::collections::BTreeMap;
 use std::ops::Range;

@@ -64,8 +64,8 @@ pub trait Model: Send {
         false
     }
 
-    /// Puts rows into the prediction layer's own part of the cache and returns the logits of the tokens after those that
-    /// `rows` asks for: `[logit_rows, vocab]`, on the device, until the next forward or draft. Only of models that
+    /// Puts rows into the prediction layer's own part of the cache and returns the logits of the tokens after those
+    /// that `rows` asks for: `[logit_rows, vocab]`, on the device, until the next forward or draft. Only of models that
     /// [predict](Model::predicts), after a forward; the bounds and promises are those of [`Model::forward`].
     fn draft(&mut self, rows: &DraftBatch, kv: &mut KvStore) -> Result<View<'_>, lingqu_backend::BackendError> {
         let (_, _) = (rows, kv);

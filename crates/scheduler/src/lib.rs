@@ -10,8 +10,8 @@
 //! - A step holds first one row for each decoding sequence, then prompt chunks, oldest first, as rows allow.
 //! - Only decoding takes further blocks. When they run out, a running sequence goes back to waiting and is recomputed
 //!   later: a paused one if there is any, else the youngest. The oldest one always goes on, so all of them finish.
-//! - A decoding sequence may have drafts of its next tokens checked in the same step, with what rows and blocks are left
-//!   over after all else ([`Scheduler::set_drafts`]).
+//! - A decoding sequence may have drafts of its next tokens checked in the same step, with what rows and blocks are
+//!   left over after all else ([`Scheduler::set_drafts`]).
 //! - A paused sequence (its reader is slow) is in no step. It keeps its blocks until somebody else needs them.
 
 #![forbid(unsafe_code)]
@@ -112,8 +112,8 @@ impl Scheduler {
         }
     }
 
-    /// Gives a running sequence the blocks of its first `positions` positions ahead of its next step, while one for each
-    /// running sequence stays free. False if it lacks some then.
+    /// Gives a running sequence the blocks of its first `positions` positions ahead of its next step, while one for
+    /// each running sequence stays free. False if it lacks some then.
     pub fn reserve(&mut self, id: RequestId, positions: usize) -> bool {
         let spare = self.running.len();
         let Some(sequence) = self.running.get_mut(&id) else { return false };

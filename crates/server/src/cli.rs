@@ -144,8 +144,8 @@ pub struct ServeArgs {
 
 #[derive(Debug, Args)]
 pub struct SpeculationArgs {
-    /// Guess N tokens ahead with the model's own prediction layer (DeepSeek V3, R1; 1 unless N is given) and verify them
-    /// in one step. The text stays the same.
+    /// Guess N tokens ahead with the model's own prediction layer (DeepSeek V3, R1; 1 unless N is given) and verify
+    /// them in one step. The text stays the same.
     #[arg(long, value_name = "N", num_args = 0..=1, default_missing_value = "1")]
     #[arg(value_parser = clap::value_parser!(u8).range(1..=16))]
     pub speculate: Option<u8>,

@@ -21,8 +21,8 @@ pub struct ModelConfig {
     pub vocab_size: usize,
     pub hidden: usize,
     pub layers: usize,
-    /// Multi-token-prediction layers behind them (DeepSeek-V3 paper, section 2.2), of which the first can be used. May be
-    /// 0.
+    /// Multi-token-prediction layers behind them (DeepSeek-V3 paper, section 2.2), of which the first can be used.
+    /// May be 0.
     pub prediction_layers: usize,
     /// Positions the model was trained (or scaled) for.
     pub context_tokens_max: usize,
