@@ -49,7 +49,7 @@ impl Events {
                 Ok(ReplyEvent::Prompt { tokens, scores }) => {
                     self.prompt_parts = Some(PromptParts::new(tokens, scores));
                 }
-                Ok(ReplyEvent::Delta { text, reasoning, tokens }) => {
+                Ok(ReplyEvent::Delta { text, reasoning, tokens, .. }) => {
                     return Some(Ok(Event::Delta(delta(tokenizer, text, reasoning, tokens))));
                 }
                 Ok(ReplyEvent::Finished(end)) => return Some(Ok(self.finish(end))),

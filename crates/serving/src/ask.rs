@@ -5,6 +5,7 @@ use lingqu_types::{SamplingParams, Service, StopConditions};
 
 use crate::RequestError;
 use crate::input::Input;
+use crate::tools::{Format, ToolChoice, Tools};
 
 const STOP_STRINGS_MAX: usize = 16;
 const STOP_STRING_BYTES_MAX: usize = 256;
@@ -31,6 +32,9 @@ pub struct Ask {
     pub skip_special_tokens: bool,
     /// Tell a reasoning model's thinking apart from its answer.
     pub split_reasoning: bool,
+    /// Holds for the answer, after a reasoning model's thinking.
+    pub format: Option<Format>,
+    pub tools: Option<Tools>,
     /// Samples: 1 to [`CHOICES_MAX`]. Sample `i` is drawn with the seed plus `i`.
     pub choices: u32,
     pub service: Service,
@@ -65,6 +69,8 @@ impl Ask {
             prompt_logprobs: None,
             skip_special_tokens: true,
             split_reasoning: true,
+            format: None,
+            tools: None,
             choices: 1,
             service: Service::default(),
             names,
@@ -88,6 +94,13 @@ impl Ask {
             if let Some(asked) = asked.filter(|&asked| asked > top_logprobs_max) {
                 return Err(RequestError::invalid(field, format_args!("{asked} is above {top_logprobs_max}")));
             }
+        }
+        if let Some(tools) = &self.tools {
+            tools.check()?;
+        }
+        if let (Some(format), Some(Tools { choice: ToolChoice::Auto, .. })) = (&self.format, &self.tools) {
+            let problem = "the model cannot choose between this form and a call: tool_choice must be another";
+            return Err(RequestError::invalid(format.field, problem));
         }
         if self.service.tenant.len() > TENANT_BYTES_MAX {
             let problem = format!("{} bytes are more than {TENANT_BYTES_MAX}", self.service.tenant.len());

@@ -17,6 +17,7 @@ mod model;
 mod phase;
 mod prepare;
 pub mod reply;
+mod tools;
 
 pub use ask::{Ask, FieldNames};
 pub use connections::Connections;
@@ -26,3 +27,4 @@ pub use metrics::Metrics;
 pub use model::{ModelCard, Served, ServedModel};
 pub use phase::Phase;
 pub use reply::{Replies, Reply};
+pub use tools::{Format, ToolChoice, Tools};

@@ -1,8 +1,9 @@
 //! What is served.
 
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 
 use lingqu_engine::EngineHandle;
+use lingqu_grammar::{GrammarCompiler, GrammarError};
 use lingqu_tokenizer::Tokenizer;
 use lingqu_types::{SamplingParams, TokenId};
 use tokio::sync::Semaphore;
@@ -41,13 +42,15 @@ pub struct Served {
     pub metrics: Arc<Metrics>,
     /// Tokenizing and templates are work for a CPU: only so many at once, off the threads that serve connections.
     text_work: Semaphore,
+    /// Made when a request first needs it.
+    grammars: Arc<OnceLock<Result<GrammarCompiler, GrammarError>>>,
 }
 
 impl Served {
     /// `text_work_max` prompts are tokenized at once, each on a thread of its own.
     pub fn new(model: ServedModel, text_work_max: usize) -> Self {
         let text_work = Semaphore::new(text_work_max.clamp(1, Semaphore::MAX_PERMITS));
-        Self { model, metrics: Arc::default(), text_work }
+        Self { model, metrics: Arc::default(), text_work, grammars: Arc::default() }
     }
 
     /// # Errors
@@ -68,9 +71,32 @@ impl Served {
         task: &'static str,
         work: impl FnOnce(&Tokenizer) -> Result<T, RequestError> + Send + 'static,
     ) -> Result<T, RequestError> {
-        let _turn = self.text_work.acquire().await.map_err(|e| RequestError::internal_task(task, e))?;
         let tokenizer = Arc::clone(&self.model.tokenizer);
-        let result = tokio::task::spawn_blocking(move || work(&tokenizer)).await;
+        self.blocking(task, move || work(&tokenizer)).await
+    }
+
+    /// The same with the compiler of grammars.
+    pub(crate) async fn with_grammars<T: Send + 'static>(
+        &self,
+        work: impl FnOnce(&GrammarCompiler) -> Result<T, RequestError> + Send + 'static,
+    ) -> Result<T, RequestError> {
+        let task = "compiling a grammar";
+        let (grammars, tokenizer) = (Arc::clone(&self.grammars), Arc::clone(&self.model.tokenizer));
+        let (eos, vocabulary) = (self.model.card.eos_token_ids.clone(), self.model.card.vocabulary_size as usize);
+        let compile = move || match grammars.get_or_init(|| GrammarCompiler::new(tokenizer, &eos, vocabulary)) {
+            Ok(compiler) => work(compiler),
+            Err(error) => Err(RequestError::internal_task(task, error)),
+        };
+        self.blocking(task, compile).await
+    }
+
+    async fn blocking<T: Send + 'static>(
+        &self,
+        task: &'static str,
+        work: impl FnOnce() -> Result<T, RequestError> + Send + 'static,
+    ) -> Result<T, RequestError> {
+        let _turn = self.text_work.acquire().await.map_err(|e| RequestError::internal_task(task, e))?;
+        let result = tokio::task::spawn_blocking(work).await;
         result.map_err(|e| RequestError::internal_task(task, e))?
     }
 }

@@ -7,6 +7,7 @@ use std::time::Instant;
 use futures_util::stream::{self, SelectAll, Stream, StreamExt};
 use lingqu_engine::text::{TextEvent, TextStream};
 use lingqu_engine::{EngineError, Finished, PromptLogprobs};
+use lingqu_tokenizer::ToolCallDelta;
 use lingqu_types::{RequestId, SamplingParams, TokenId, TokenOutput};
 
 use crate::RequestError;
@@ -30,6 +31,7 @@ pub enum ReplyEvent {
     Delta {
         text: String,
         reasoning: String,
+        tool_calls: Vec<ToolCallDelta>,
         tokens: Vec<TokenOutput>,
     },
     Finished(Finished),
@@ -81,11 +83,11 @@ impl Reply {
             Some(TextEvent::Prompt(scores)) => {
                 Ok(ReplyEvent::Prompt { tokens: std::mem::take(&mut self.prompt), scores })
             }
-            Some(TextEvent::Delta { text, reasoning, tokens, .. }) => {
+            Some(TextEvent::Delta { text, reasoning, tool_calls, tokens }) => {
                 if !tokens.is_empty() {
                     self.watch.token();
                 }
-                Ok(ReplyEvent::Delta { text, reasoning, tokens })
+                Ok(ReplyEvent::Delta { text, reasoning, tool_calls, tokens })
             }
             Some(TextEvent::Finished(end)) => Ok(self.finish(end)),
             Some(TextEvent::Failed(error)) => Err(self.fail(&error)),
@@ -177,7 +179,7 @@ async fn start(served: &Served, ask: Ask) -> Result<Vec<Reply>, RequestError> {
 async fn submit(served: &Served, ask: Ask) -> Result<Vec<Reply>, RequestError> {
     let began = Instant::now();
     let (choices, names) = (ask.choices, ask.names);
-    let Prepared { request, text } = prepare(served, ask).await?;
+    let Prepared { request, text, mut constraints } = prepare(served, ask).await?;
     let sampling = Arc::new(request.sampling.clone());
     let mut samples: Vec<Reply> = Vec::with_capacity(choices as usize);
     for index in 0..u64::from(choices) {
@@ -192,7 +194,11 @@ async fn submit(served: &Served, ask: Ask) -> Result<Vec<Reply>, RequestError> {
             None => Vec::new(),
         };
         // Samples that are taken already are aborted if a later one is not.
-        let tokens = served.model.engine.submit(request).map_err(|e| RequestError::submit(e, names))?;
+        let tokens = served
+            .model
+            .engine
+            .submit_constrained(request, constraints.pop())
+            .map_err(|e| RequestError::submit(e, names))?;
         let (id, prompt_tokens) = (tokens.id, tokens.prompt_tokens);
         let tokenizer = Arc::clone(&served.model.tokenizer);
         let text = TextStream::new(tokens, tokenizer, text.clone()).map_err(|e| RequestError::invalid("stop", e))?;

@@ -32,7 +32,7 @@ const SMALL_BODY_BYTES: usize = 64 << 10;
 pub async fn chat(State(app): State<Arc<App>>, request: Request<Body>) -> Result<Response, ApiError> {
     let (place, ChatRequest { ask, delivery }) = receive(&app, request, chat::read).await?;
     let question = Question { asks: vec![ask], delivery, place };
-    question.answer(&app, |heading| ChatForm { heading }).await
+    question.answer(&app, ChatForm::new).await
 }
 
 /// `/v1/completions`

@@ -57,7 +57,7 @@ impl Form for CompletionForm {
             }
             ReplyEvent::Finished(end) => {
                 let mut chunk = self.chunk(sample, String::new(), Value::Null);
-                chunk["choices"][0]["finish_reason"] = finish_reason(end.reason).into();
+                chunk["choices"][0]["finish_reason"] = finish_reason(end.reason, false).into();
                 chunk["choices"][0]["lingqu"] = self.heading.replay(sample, &end);
                 return vec![chunk];
             }
@@ -86,7 +86,7 @@ impl Form for CompletionForm {
                 "index": index,
                 "text": self.echo(index) + &sample.text,
                 "logprobs": columns.json(),
-                "finish_reason": sample.end.map(|end| finish_reason(end.reason)),
+                "finish_reason": sample.end.map(|end| finish_reason(end.reason, false)),
                 "lingqu": sample.end.map(|end| self.heading.replay(index, &end)),
             })
         };

@@ -100,8 +100,10 @@ impl UsageTotal {
     }
 }
 
-fn finish_reason(reason: FinishReason) -> &'static str {
+/// A reply that calls tools waits for their results.
+fn finish_reason(reason: FinishReason, calls: bool) -> &'static str {
     match reason {
+        FinishReason::Stop if calls => "tool_calls",
         FinishReason::Stop => "stop",
         FinishReason::Length => "length",
         FinishReason::Abort => "abort",

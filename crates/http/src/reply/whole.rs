@@ -3,6 +3,7 @@
 use lingqu_engine::{Finished, PromptLogprobs};
 use lingqu_serving::reply::ReplyEvent;
 use lingqu_serving::{Replies, RequestError};
+use lingqu_tokenizer::ToolCallDelta;
 use lingqu_types::{TokenId, TokenOutput};
 
 use super::UsageTotal;
@@ -15,6 +16,8 @@ const LOGPROB_BYTES: usize = 64;
 pub struct Sample {
     pub text: String,
     pub reasoning: String,
+    /// Each whole.
+    pub tool_calls: Vec<ToolCallDelta>,
     pub tokens: Vec<TokenOutput>,
     pub prompt: Option<(Vec<TokenId>, PromptLogprobs)>,
     pub end: Option<Finished>,
@@ -29,18 +32,31 @@ impl Sample {
                 self.prompt = Some((tokens, scores));
                 entries * LOGPROB_BYTES
             }
-            ReplyEvent::Delta { text, reasoning, tokens } => {
+            ReplyEvent::Delta { text, reasoning, tool_calls, tokens } => {
                 self.text += &text;
                 self.reasoning += &reasoning;
                 let entries: usize = tokens.iter().filter(|t| t.logprob.is_some()).map(|t| t.top.len() + 1).sum();
                 self.tokens.extend(tokens);
-                text.len() + reasoning.len() + entries * LOGPROB_BYTES
+                let calls: usize = tool_calls.into_iter().map(|call| self.add_call(call)).sum();
+                text.len() + reasoning.len() + calls + entries * LOGPROB_BYTES
             }
             ReplyEvent::Finished(end) => {
                 self.end = Some(end);
                 0
             }
         }
+    }
+}
+
+impl Sample {
+    /// Takes a piece of a call in; returns its bytes.
+    fn add_call(&mut self, piece: ToolCallDelta) -> usize {
+        let bytes = piece.arguments.len() + piece.name.as_ref().map_or(0, String::len);
+        match self.tool_calls.last_mut().filter(|call| call.index == piece.index) {
+            Some(call) => call.arguments += &piece.arguments,
+            None => self.tool_calls.push(piece),
+        }
+        bytes
     }
 }
 

@@ -3,7 +3,7 @@
 use lingqu_serving::{Ask, Input, RequestError};
 use lingqu_tokenizer::RenderOptions;
 
-use super::{Context, Delivery, common, delivery, message};
+use super::{Context, Delivery, common, delivery, message, tools};
 use crate::fields::Fields;
 
 /// Likeliest tokens at a position, as OpenAI bounds them.
@@ -18,13 +18,16 @@ pub struct ChatRequest {
 pub fn read(body: &[u8], context: Context) -> Result<ChatRequest, RequestError> {
     let mut fields = Fields::parse(body)?;
     let messages = message::messages(&mut fields)?;
+    let (tools, listed) = tools::tools(&mut fields)?;
     let options = RenderOptions {
         add_generation_prompt: fields.flag("add_generation_prompt")?.unwrap_or(true),
         extra: fields.object("chat_template_kwargs")?.map(Fields::rest).unwrap_or_default(),
+        tools: listed,
         ..RenderOptions::default()
     };
     let ask = Ask {
         input: Input::Chat { messages, options },
+        tools,
         logprobs: logprobs(&mut fields)?,
         split_reasoning: fields.flag("separate_reasoning")?.unwrap_or(true),
         ..common(&mut fields, context, "messages")?

@@ -2,9 +2,11 @@
 
 pub mod chat;
 pub mod completion;
+mod format;
 mod message;
 mod sampling;
 pub mod service;
+mod tools;
 
 use std::time::Instant;
 
@@ -51,6 +53,7 @@ fn common(fields: &mut Fields, context: Context, input: &'static str) -> Result<
         stop: sampling::stop_conditions(fields)?,
         stop_strings: sampling::stop_strings(fields)?,
         skip_special_tokens: fields.flag("skip_special_tokens")?.unwrap_or(true),
+        format: format::format(fields)?,
         choices: fields.count("n")?.unwrap_or(1),
         service: service::service(fields, headers, arrived)?,
         ..Ask::new(Input::Tokens(Vec::new()), &defaults, names)

@@ -5,4 +5,5 @@ mod errors;
 mod generate;
 mod lifecycle;
 mod server;
+mod structured;
 mod toy;
