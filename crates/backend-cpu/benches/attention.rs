@@ -75,6 +75,7 @@ fn batch(load: &Load, range: std::ops::Range<usize>) -> Batch {
         rows: s * rows..(s + 1) * rows,
         context: range.start,
         blocks: (s * blocks..(s + 1) * blocks).map(|b| BlockId(b as u32)).collect(),
+        adapter: None,
     };
     Batch {
         tokens: vec![0; load.sequences * rows],

@@ -6,7 +6,7 @@
 
 use std::time::Instant;
 
-use lingqu_backend::{Backend, FfnSource, HostRouting, LinearSource};
+use lingqu_backend::{AdaptedRows, Backend, FfnSource, HostRouting, LinearSource, LowRankSource};
 use lingqu_backend_cpu::{CpuBackend, CpuConfig, Isa, Precision};
 use lingqu_tensor::{Format, HostTensor, quant};
 
@@ -129,6 +129,36 @@ fn experts(backend: &CpuBackend, rows: usize, limits: &Limits) {
     report(&format!("experts 64 x 1408, top 6, {rows} rows"), &times, bytes, operations, limits);
 }
 
+/// What adapters of rank 16 add to as many layers as `linear` has, the rows shared out among four of them.
+fn adapters(backend: &CpuBackend, rows: usize, limits: &Limits) {
+    let (width, rank, layers, count) = (2048, 16, 64, rows.min(4));
+    let source = |seed: usize| LowRankSource {
+        offset: 0,
+        a: matrix(Format::Bf16, [rank, width], 1 + seed as u64),
+        b: matrix(Format::Bf16, [width, rank], 1000 + seed as u64),
+        scale: 2.0,
+    };
+    let change = |seed: usize| backend.upload_low_rank(&[source(seed)]).expect("memory");
+    let changes: Vec<Vec<_>> = (0..layers).map(|l| (0..count).map(|a| change(l * 4 + a)).collect()).collect();
+    let of = |a: usize| (0..rows as u32).filter(|r| *r as usize % count == a).collect::<Vec<u32>>();
+    let groups: Vec<Vec<u32>> = (0..count).map(of).collect();
+    let mut x = backend.alloc(rows, width).expect("memory");
+    x.set_rows(rows);
+    let values: Vec<f32> = (0..rows * width).map(|i| ((i * 7919) % 1009) as f32 / 504.0 - 1.0).collect();
+    backend.write(&values, x.view_mut()).expect("the host's memory");
+    let mut out = backend.alloc(rows, width).expect("memory");
+    out.set_rows(rows);
+    let times = timed(|| {
+        for changes in &changes {
+            let some = changes.iter().zip(&groups).map(|(change, rows)| AdaptedRows { rows, change });
+            backend.add_low_rank(x.view(), &some.collect::<Vec<_>>(), out.view_mut()).expect("a change");
+        }
+    });
+    let bytes = (layers * count * 2 * rank * width * 2) as f64;
+    let operations = 4.0 * (layers * rows * rank * width) as f64;
+    report(&format!("{count} adapters of rank 16, {width}, {rows} rows"), &times, bytes, operations, limits);
+}
+
 fn main() {
     // All words must be in "ISA PRECISION CASE", as `cargo bench ... -- amx Int8 Q4_K rows=1`.
     let filter: Vec<String> = std::env::args().skip(1).filter(|arg| !arg.starts_with("--")).collect();
@@ -145,7 +175,9 @@ fn main() {
             let cases: Vec<_> = cases.filter(|(f, rows)| wanted(&format!("{f} rows={rows}"))).collect();
             let of_experts: Vec<_> =
                 [1, 4, 16, 512].into_iter().filter(|r| wanted(&format!("experts rows={r}"))).collect();
-            if cases.is_empty() && of_experts.is_empty() {
+            let of_adapters: Vec<_> =
+                [1, 4, 16, 512].into_iter().filter(|r| wanted(&format!("adapters rows={r}"))).collect();
+            if cases.is_empty() && of_experts.is_empty() && of_adapters.is_empty() {
                 continue;
             }
             let config = CpuConfig { isa: Some(isa), precision, ..CpuConfig::default() };
@@ -157,6 +189,9 @@ fn main() {
             }
             for rows in of_experts {
                 experts(&backend, rows, &limits_now);
+            }
+            for rows in of_adapters {
+                adapters(&backend, rows, &limits_now);
             }
             limits(&backend);
         }

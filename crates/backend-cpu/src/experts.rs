@@ -25,12 +25,21 @@ pub(crate) fn ffn(core: &Core, x: View<'_>, weights: &FfnWeights, out: ViewMut<'
     );
     let inner = x.rows * weights.intermediate;
     grow(&mut scratch.inner, inner);
-    let job = Job { matrix: &gated.gate, up: Some(&gated.up), bias: &[], x_rows: rows, out_rows: rows, out_offset: 0 };
+    let job = Job {
+        matrix: &gated.gate,
+        up: Some(&gated.up),
+        bias: &[],
+        x_rows: rows,
+        out_rows: rows,
+        out_offset: 0,
+        adds: false,
+    };
     run_jobs(core, &[job], &mut scratch.products, &mut scratch.inner[..inner], weights.intermediate);
     let inner = Source::packed(&scratch.inner[..inner], x.rows, weights.intermediate);
     scratch.products.x.prepare(core.simd, &core.team, inner, gated.down.wanted(), core.precision);
     let down = &gated.down;
-    let job = Job { matrix: down, up: None, bias: &[], x_rows: rows, out_rows: rows, out_offset: out.offset };
+    let job =
+        Job { matrix: down, up: None, bias: &[], x_rows: rows, out_rows: rows, out_offset: out.offset, adds: false };
     run_jobs(core, &[job], &mut scratch.products, out.values, out.row_stride);
 }
 
@@ -103,6 +112,7 @@ pub(crate) fn experts(core: &Core, x: View<'_>, routing: &Routing, weights: &Exp
         x_rows: RowSet::List(&grouped.rows[grouped.of(e)]),
         out_rows: RowSet::List(&grouped.slots[grouped.of(e)]),
         out_offset: 0,
+        adds: false,
     });
     run_jobs(core, &gate_up.collect::<Vec<_>>(), &mut scratch.products, inner, intermediate);
 
@@ -117,6 +127,7 @@ pub(crate) fn experts(core: &Core, x: View<'_>, routing: &Routing, weights: &Exp
         x_rows: RowSet::List(&grouped.slots[grouped.of(e)]),
         out_rows: RowSet::List(&grouped.slots[grouped.of(e)]),
         out_offset: 0,
+        adds: false,
     });
     run_jobs(core, &down.collect::<Vec<_>>(), &mut scratch.products, outer, hidden);
     sum_slots(core, Source::packed(outer, slots, hidden), &routed.weights[..slots], out);
@@ -158,7 +169,7 @@ fn add_scaled_plain(y: &[f32], weight: f32, out: &mut [f32]) {
     }
 }
 
-fn grow(values: &mut Vec<f32>, len: usize) {
+pub(crate) fn grow(values: &mut Vec<f32>, len: usize) {
     if values.len() < len {
         values.resize(len, 0.0);
     }

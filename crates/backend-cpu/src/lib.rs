@@ -30,6 +30,7 @@ mod experts;
 mod isa;
 mod limits;
 mod linear;
+mod low_rank;
 mod math;
 mod memory;
 mod norm;
@@ -48,8 +49,9 @@ mod weights;
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use lingqu_backend::{
-    AttentionSpec, Backend, BackendError, Buffer, Capabilities, ExpertWeights, FfnSource, FfnWeights, HostRouting,
-    KvSpec, KvStore, LinearSource, RopePairing, RouteSpec, Routing, Step, View, ViewMut, Weight,
+    AdaptedFfn, AdaptedRows, AttentionSpec, Backend, BackendError, Buffer, Capabilities, ExpertWeights, FfnSource,
+    FfnWeights, HostRouting, KvSpec, KvStore, LinearSource, LowRank, LowRankSource, RopePairing, RouteSpec, Routing,
+    Step, View, ViewMut, Weight,
 };
 use lingqu_tensor::{Format, HostTensor};
 use lingqu_types::{Batch, BlockId};
@@ -121,6 +123,8 @@ pub(crate) struct OpScratch {
     /// Outputs of experts before they are summed.
     outer: Vec<f32>,
     router: route::RouterScratch,
+    /// Between the two products of adapters.
+    low_rank: Vec<f32>,
 }
 
 /// The input of matrix products.
@@ -268,6 +272,10 @@ impl Backend for CpuBackend {
         weights::upload_experts(self.core.packer(), experts)
     }
 
+    fn upload_low_rank(&self, sources: &[LowRankSource]) -> Result<LowRank> {
+        low_rank::upload(sources)
+    }
+
     fn begin_step(&self, batch: &Batch, block_tokens: usize) -> Result<Step> {
         Ok(step::begin(batch, block_tokens))
     }
@@ -309,6 +317,22 @@ impl Backend for CpuBackend {
 
     fn ffn(&self, x: View<'_>, weights: &FfnWeights, out: ViewMut<'_>) -> Result<()> {
         experts::ffn(&self.core, x, weights, out);
+        Ok(())
+    }
+
+    fn add_low_rank(&self, x: View<'_>, adapted: &[AdaptedRows<'_>], out: ViewMut<'_>) -> Result<()> {
+        low_rank::add_low_rank(&self.core, x, adapted, out);
+        Ok(())
+    }
+
+    fn ffn_adapted(
+        &self,
+        x: View<'_>,
+        weights: &FfnWeights,
+        adapted: &[AdaptedFfn<'_>],
+        out: ViewMut<'_>,
+    ) -> Result<()> {
+        low_rank::ffn(&self.core, x, weights, adapted, out);
         Ok(())
     }
 

@@ -71,6 +71,8 @@ pub(crate) struct Job<'a> {
     pub out_rows: RowSet<'a>,
     /// Where in a row of the output the matrix's outputs start.
     pub out_offset: usize,
+    /// Adds to what is there, instead of taking its place.
+    pub adds: bool,
 }
 
 impl Job<'_> {
@@ -106,6 +108,7 @@ impl Output {
         // SAFETY: these outputs are the panel's.
         let out = unsafe { self.values.part(at..at + width) };
         match out.first_chunk_mut::<PANEL_ROWS>() {
+            _ if job.adds => out.iter_mut().zip(values).for_each(|(out, value)| *out += value),
             Some(out) => *out = *values,
             None => out.copy_from_slice(&values[..width]),
         }
@@ -319,7 +322,7 @@ pub(crate) fn linear(core: &Core, x: View<'_>, weight: &Weight, out: ViewMut<'_>
             let bias = if layer.bias.is_empty() { &[][..] } else { &layer.bias[first..][..matrix.rows()] };
             let out_offset = out.offset + first;
             first += matrix.rows();
-            Job { matrix, up: None, bias, x_rows: rows, out_rows: rows, out_offset }
+            Job { matrix, up: None, bias, x_rows: rows, out_rows: rows, out_offset, adds: false }
         })
         .collect();
     run_jobs(core, &jobs, &mut scratch.products, out.values, out.row_stride);
@@ -347,6 +350,7 @@ pub(crate) fn linear_heads(core: &Core, x: View<'_>, weight: &Weight, out: ViewM
             x_rows: RowSet::Even { first: head, step: x.heads, count: x.rows },
             out_rows: RowSet::Even { first: 0, step: 1, count: x.rows },
             out_offset: out.offset + head * out.head_stride,
+            adds: false,
         })
         .collect();
     run_jobs(core, &jobs, &mut scratch.products, out.values, out.row_stride);

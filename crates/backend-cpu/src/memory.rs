@@ -153,6 +153,11 @@ impl<'a> Source<'a> {
         Self { values, rows, heads: 1, len, row_stride: len, head_stride: len, offset: 0 }
     }
 
+    /// `rows` rows of `len` values, each `row_stride` after the one before.
+    pub fn strided(values: &'a [f32], rows: usize, len: usize, row_stride: usize) -> Self {
+        Self { row_stride, ..Self::packed(values, rows, len) }
+    }
+
     /// With heads that lie side by side taken as one row; other heads stay apart.
     pub fn flattened(self) -> Self {
         if self.heads > 1 && self.head_stride == self.len {

@@ -64,6 +64,11 @@ impl Packer<'_> {
 }
 
 impl Matrix {
+    /// One of floats.
+    pub fn floats_of(tensor: &HostTensor) -> Result<Self> {
+        Ok(Self { rows: tensor.rows, cols: tensor.cols, values: Values::Floats(Stored::new(tensor)?) })
+    }
+
     pub fn rows(&self) -> usize {
         self.rows
     }

@@ -1,8 +1,8 @@
 //! The same bits on every instruction set, for any number of threads, alone or in company, in any chunks.
 
 use lingqu_backend::{
-    AttentionSpec, Backend, FfnSource, HostRouting, KvEntry, KvPrecision, KvSpec, LinearSource, RopePairing, RouteSpec,
-    Scoring,
+    AdaptedFfn, AdaptedRows, AttentionSpec, Backend, FfnSource, HostRouting, KvEntry, KvPrecision, KvSpec,
+    LinearSource, LowRankSource, RopePairing, RouteSpec, Scoring,
 };
 use lingqu_backend_cpu::{CpuBackend, CpuConfig, Isa, Precision};
 use lingqu_tensor::{BlockScales, Format, HostTensor, quant};
@@ -121,6 +121,41 @@ fn feed_forwards() {
 }
 
 #[test]
+fn adapters() {
+    let (rows, hidden, inner) = (13, 256, 256);
+    let change = |seed, format, [out, rank, inputs]: [usize; 3], offset| LowRankSource {
+        offset,
+        a: matrix(seed, format, [rank, inputs]),
+        b: matrix(seed + 1, format, [out, rank]),
+        scale: 0.7,
+    };
+    for format in LowRankSource::FORMATS {
+        let changes = [change(1, format, [inner, 9, hidden], 0), change(3, format, [inner - 3, 40, hidden], inner)];
+        let down = [change(5, format, [hidden, 17, inner], 0)];
+        let source = FfnSource {
+            gate: matrix(7, Format::Q8_0, [inner, hidden]),
+            up: matrix(8, Format::Bf16, [inner, hidden]),
+            down: matrix(9, Format::Q4K, [hidden, inner]),
+        };
+        // Every other row, the last among them.
+        let adapted = |rows: usize| (0..rows as u32).filter(|r| (rows as u32 - r) % 2 == 1).collect::<Vec<u32>>();
+        check(&format!("add_low_rank {format}"), &values(4, rows * hidden), [rows, 2 * inner], |backend, x, rows| {
+            let change = backend.upload_low_rank(&changes).unwrap();
+            let rows_adapted = adapted(rows);
+            let some = [AdaptedRows { rows: &rows_adapted, change: &change }];
+            run(backend, x, [rows, 2 * inner], |x, out| backend.add_low_rank(x, &some, out).unwrap())
+        });
+        check(&format!("ffn_adapted {format}"), &values(4, rows * hidden), [rows, hidden], |backend, x, rows| {
+            let weights = backend.upload_ffn(&source).unwrap();
+            let (gate_up, down) = (backend.upload_low_rank(&changes).unwrap(), backend.upload_low_rank(&down).unwrap());
+            let rows_adapted = adapted(rows);
+            let some = [AdaptedFfn { rows: &rows_adapted, gate_up: Some(&gate_up), down: Some(&down) }];
+            run(backend, x, [rows, hidden], |x, out| backend.ffn_adapted(x, &weights, &some, out).unwrap())
+        });
+    }
+}
+
+#[test]
 fn norms_and_sums() {
     let (rows, heads, len) = (7, 3, 37);
     let weight = HostTensor::from_f32("n", [1, len], &values(5, len));
@@ -172,8 +207,8 @@ fn attend(backend: &CpuBackend, entry: KvEntry, heads: usize, tokens: usize, cut
     for &end in cuts.iter().chain([&tokens]) {
         let count = end - context;
         let table = (0..blocks as u32).rev().map(|b| BlockId(b + 1)).collect();
-        let stranger = SequenceSlice { rows: 0..1, context: 3, blocks: vec![BlockId(0)] };
-        let ours = SequenceSlice { rows: 1..count + 1, context, blocks: table };
+        let stranger = SequenceSlice { rows: 0..1, context: 3, blocks: vec![BlockId(0)], adapter: None };
+        let ours = SequenceSlice { rows: 1..count + 1, context, blocks: table, adapter: None };
         let batch = Batch { tokens: vec![0; count + 1], sequences: vec![stranger, ours], logit_rows: vec![] };
         let step = backend.begin_step(&batch, BLOCK_TOKENS).unwrap();
         let pick = |all: &[f32], width: usize| [&all[tokens * width..], &all[context * width..end * width]].concat();

@@ -178,6 +178,7 @@ fn decode_step(sequences: usize, context: usize, block_tokens: usize) -> Batch {
         rows: s..s + 1,
         context,
         blocks: (s * blocks..(s + 1) * blocks).map(|b| BlockId(b as u32)).collect(),
+        adapter: None,
     };
     Batch { tokens: vec![0; sequences], sequences: (0..sequences).map(sequence).collect(), logit_rows: Vec::new() }
 }

@@ -112,7 +112,7 @@ impl<'a> Rig<'a> {
     fn step(&mut self, token: u32) -> Result<()> {
         let Self { backend, kv, x, y, slots, logits, routing, .. } = self;
         let blocks = vec![BlockId(1), BlockId(3)];
-        let sequences = vec![SequenceSlice { rows: 0..2, context: 1, blocks }];
+        let sequences = vec![SequenceSlice { rows: 0..2, context: 1, blocks, adapter: None }];
         let batch = Batch { tokens: vec![token, 9], sequences, logit_rows: vec![1] };
         let step = backend.begin_step(&batch, 2)?;
         backend.embed(&step, &self.embedding, x.view_mut())?;

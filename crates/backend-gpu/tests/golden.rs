@@ -1,6 +1,5 @@
 //! The golden models on the emulator: every architecture and format through the kernels, at both warps.
 
-#[allow(dead_code)]
 #[path = "../../model/tests/support/mod.rs"]
 mod support;
 

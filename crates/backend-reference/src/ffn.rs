@@ -24,6 +24,11 @@ impl Ffn {
         bytes(&self.matrices)
     }
 
+    /// gate, up, down
+    pub fn matrices(&self) -> &[Tensor; 3] {
+        &self.matrices
+    }
+
     /// `down(silu(gate(x)) * up(x))`. x, result `[rows, hidden]`
     pub fn apply(&self, x: &Tensor) -> CandleResult<Tensor> {
         let [gate, up, down] = &self.matrices;

@@ -11,14 +11,16 @@
 mod attention;
 mod dots;
 mod ffn;
+mod low_rank;
 mod memory;
 mod routing;
 mod upload;
 
 use candle_core::{D, Tensor};
 use lingqu_backend::{
-    AttentionSpec, Backend, BackendError, Buffer, Capabilities, ExpertWeights, FfnSource, FfnWeights, HostRouting,
-    KvSpec, KvStore, LinearSource, Result, RopePairing, RouteSpec, Routing, Step, View, ViewMut, Weight,
+    AdaptedFfn, AdaptedRows, AttentionSpec, Backend, BackendError, Buffer, Capabilities, ExpertWeights, FfnSource,
+    FfnWeights, HostRouting, KvSpec, KvStore, LinearSource, LowRank, LowRankSource, Result, RopePairing, RouteSpec,
+    Routing, Step, View, ViewMut, Weight,
 };
 use lingqu_tensor::{Format, HostTensor};
 use lingqu_types::{Batch, BlockId};
@@ -124,6 +126,10 @@ impl Backend for ReferenceBackend {
         ffn::upload_experts(experts)
     }
 
+    fn upload_low_rank(&self, sources: &[LowRankSource]) -> Result<LowRank> {
+        low_rank::upload(sources)
+    }
+
     fn begin_step(&self, batch: &Batch, block_tokens: usize) -> Result<Step> {
         if let Err(problem) = batch.validate(block_tokens) {
             panic!("begin_step: {problem}");
@@ -213,6 +219,20 @@ impl Backend for ReferenceBackend {
         assert_eq!(x.width(), weights.hidden, "ffn: inputs");
         let y = flat(x).and_then(|x| weights.storage::<ffn::Ffn>().apply(&x)).map_err(device)?; // [rows, hidden]
         write("ffn", &y, out)
+    }
+
+    fn add_low_rank(&self, x: View<'_>, adapted: &[AdaptedRows<'_>], out: ViewMut<'_>) -> Result<()> {
+        low_rank::add_low_rank(x, adapted, out)
+    }
+
+    fn ffn_adapted(
+        &self,
+        x: View<'_>,
+        weights: &FfnWeights,
+        adapted: &[AdaptedFfn<'_>],
+        out: ViewMut<'_>,
+    ) -> Result<()> {
+        low_rank::ffn(x, weights, adapted, out)
     }
 
     fn route(&self, logits: View<'_>, bias: Option<&Weight>, spec: &RouteSpec, out: &mut Routing) -> Result<()> {

@@ -67,7 +67,7 @@ pub fn tensor_of_out(out: &ViewMut<'_>) -> CandleResult<Tensor> {
     tensor(as_view(out))
 }
 
-fn as_view<'a>(out: &'a ViewMut<'_>) -> View<'a> {
+pub fn as_view<'a>(out: &'a ViewMut<'_>) -> View<'a> {
     View { buffer: out.buffer, heads: out.heads, head_stride: out.head_stride, offset: out.offset, len: out.len }
 }
 

@@ -45,4 +45,7 @@ fn faults_are_found() {
     check(Fault::ExpertsRoundOnce, "experts", &["shards"]);
     check(Fault::KvCopyInTurn, "attention", &["copy"]);
     check(Fault::TakesUnlistedFormat, "upload", &["refusal"]);
+    check(Fault::LowRankForgetsScale, "", &["values"]);
+    check(Fault::LowRankChangesOtherRows, "add_low_rank", &["values"]);
+    check(Fault::FfnAdaptedRoundsOtherwise, "ffn_adapted", &["plain"]);
 }

@@ -17,6 +17,7 @@ pub mod buffer;
 pub mod conformance;
 pub mod exchange;
 pub mod kv_int8;
+pub mod low_rank;
 pub mod ops;
 pub mod top;
 pub mod weights;
@@ -29,11 +30,12 @@ use thiserror::Error;
 
 pub use buffer::{Buffer, KvStore, Routing, Step, View, ViewMut};
 pub use exchange::{Exchange, LocalExchange, OffloadExchange, OffloadSizes, PendingExperts};
+pub use low_rank::{AdaptedFfn, AdaptedRows, LowRankSource, RANK_MAX};
 pub use ops::{
     AttentionSpec, GroupScore, HostRouting, KvEntry, KvPrecision, KvSpec, RopePairing, RouteGroups, RouteSpec, Scoring,
 };
 pub use top::{TOP_LOGITS_MAX, TopLogits};
-pub use weights::{ExpertWeights, FfnSource, FfnWeights, LinearSource, Weight};
+pub use weights::{ExpertWeights, FfnSource, FfnWeights, LinearSource, LowRank, Weight};
 
 /// What the world, not our own code, can make fail.
 #[derive(Debug, Error)]
@@ -139,6 +141,13 @@ pub trait Backend: Send + Sync {
     /// Routed experts that live on this device, in the order of their local index.
     fn upload_experts(&self, experts: &[FfnSource]) -> Result<ExpertWeights>;
 
+    /// What an adapter adds to one linear layer, or to gate and up of a feed-forward layer. The sources share their
+    /// input; the outputs that they change do not overlap. A backend that takes no adapters refuses here.
+    fn upload_low_rank(&self, sources: &[LowRankSource]) -> Result<LowRank> {
+        let what = format!("adapters ('{}')", sources.first().map_or("none", |source| &source.a.name));
+        Err(BackendError::Unsupported { backend: self.capabilities().name.clone(), what })
+    }
+
     // ---- ops ----
 
     /// Brings tokens, positions and block tables of one step to the device.
@@ -175,6 +184,24 @@ pub trait Backend: Send + Sync {
 
     /// `out = down(silu(gate(x)) * up(x))`. x, out `[rows, hidden]`
     fn ffn(&self, x: View<'_>, weights: &FfnWeights, out: ViewMut<'_>) -> Result<()>;
+
+    /// `out[r, offset + o] += scale * (B (A x[r]))[o]` for the rows of each adapter; other rows stay as they are.
+    /// x `[rows, in]`, out `[rows, out]`
+    fn add_low_rank(&self, _x: View<'_>, _adapted: &[AdaptedRows<'_>], _out: ViewMut<'_>) -> Result<()> {
+        unreachable!("a change that this backend did not upload")
+    }
+
+    /// [`Backend::ffn`] where adapters change gate, up or down for some rows. Other rows have the bits of `ffn`, and so
+    /// does a row whose changes are all zero. x, out `[rows, hidden]`
+    fn ffn_adapted(
+        &self,
+        _x: View<'_>,
+        _weights: &FfnWeights,
+        _adapted: &[AdaptedFfn<'_>],
+        _out: ViewMut<'_>,
+    ) -> Result<()> {
+        unreachable!("a change that this backend did not upload")
+    }
 
     /// Chooses `top_k` experts for each row and their weights. logits `[rows, experts]`; `bias` `[experts]` corrects
     /// the choice but not the weights (DeepSeek-V3 paper, section 2.1.2). See [`RouteSpec`] for the arithmetic.

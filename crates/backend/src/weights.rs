@@ -75,6 +75,17 @@ handle! {
     }
 }
 handle! {
+    /// What an adapter adds to a linear layer.
+    LowRank {
+        /// The largest of its parts.
+        rank,
+        /// Where the outputs that it changes end.
+        rows,
+        /// Inputs of the layer.
+        cols
+    }
+}
+handle! {
     /// A gated feed-forward layer.
     FfnWeights { hidden, intermediate }
 }

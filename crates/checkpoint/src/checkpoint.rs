@@ -72,6 +72,23 @@ impl Checkpoint {
         Self::open_folder(folder, label)
     }
 
+    /// Opens a PEFT folder: `adapter_config.json`, which [`Checkpoint::text`] then reads, and
+    /// `adapter_model.safetensors`.
+    pub fn open_adapter(path: &Path) -> Result<Self, CheckpointError> {
+        Self::adapter(Folder::Disk(path.into()), path.display().to_string())
+    }
+
+    /// The same from bytes in memory.
+    pub fn adapter_in_memory(files: Vec<(String, Bytes)>) -> Result<Self, CheckpointError> {
+        Self::adapter(Folder::Memory(files), "adapter in memory".into())
+    }
+
+    fn adapter(folder: Folder, label: String) -> Result<Self, CheckpointError> {
+        let model = hugging_face::open_adapter(&folder)?;
+        let kind = Kind::HuggingFace { config: model.config, fp8_block: model.fp8_block };
+        Self::new(folder, label, model.tensors, kind)
+    }
+
     fn open_folder(folder: Folder, label: String) -> Result<Self, CheckpointError> {
         let names = folder.names()?;
         if names.iter().any(|name| name.ends_with(".safetensors") || name.ends_with(".safetensors.index.json")) {

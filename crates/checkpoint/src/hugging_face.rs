@@ -12,6 +12,8 @@ use crate::tensors::Entry;
 const SINGLE: &str = "model.safetensors";
 const INDEX: &str = "model.safetensors.index.json";
 const CONFIG: &str = "config.json";
+const ADAPTER: &str = "adapter_model.safetensors";
+const ADAPTER_CONFIG: &str = "adapter_config.json";
 /// `config.json`, tokenizers and templates. The largest tokenizers in use take about 35 MB.
 pub const TEXT_BYTES_MAX: usize = 128 << 20;
 /// Block of FP8 scales where `config.json` does not say: DeepSeek-V3's.
@@ -55,6 +57,13 @@ pub fn open(folder: &Folder, names: &[String]) -> Result<HuggingFaceModel, Check
         files(folder, &shards)?
     };
     Ok(HuggingFaceModel { tensors, fp8_block, config })
+}
+
+/// Opens `adapter_model.safetensors` beside its `adapter_config.json`, which is not looked into.
+pub fn open_adapter(folder: &Folder) -> Result<HuggingFaceModel, CheckpointError> {
+    let config = folder.read(ADAPTER_CONFIG, TEXT_BYTES_MAX)?;
+    let config = config.ok_or_else(|| CheckpointError::file(&folder.file_label(ADAPTER_CONFIG), "is missing"))?;
+    Ok(HuggingFaceModel { tensors: shard(folder, ADAPTER)?, fp8_block: FP8_BLOCK_DEFAULT, config })
 }
 
 fn files(folder: &Folder, names: &[String]) -> Result<Vec<Entry>, CheckpointError> {

@@ -146,7 +146,7 @@ impl StepLoop {
         let batch = &mut self.batch;
         batch.tokens.clear();
         batch.logit_rows.clear();
-        batch.sequences.resize_with(plan.slices.len(), || SequenceSlice { rows: 0..0, context: 0, blocks: Vec::new() });
+        batch.sequences.resize_with(plan.slices.len(), SequenceSlice::default);
         for (slice, sequence) in plan.slices.iter().zip(&mut batch.sequences) {
             let start = batch.tokens.len();
             let end = start + slice.rows;

@@ -23,6 +23,11 @@ pub enum ModelError {
     UnknownArchitecture { file: String, found: String, known: String },
     #[error("{name} has no layer that predicts further tokens: it cannot speculate")]
     NoPredictionLayer { name: String },
+    /// Part of a LoRA adapter that cannot be applied.
+    #[error("{file}: '{what}' {problem}")]
+    Adapter { file: String, what: String, problem: String },
+    #[error("{model} takes no LoRA adapters")]
+    NoAdapters { model: String },
     #[error("tensor '{name}' is missing")]
     MissingTensor { name: String },
     #[error("tensor '{name}' has shape {found:?}, but the configuration asks for {expected:?}")]

@@ -6,10 +6,11 @@
 //!
 //! Start with [`Package::open`] and [`load`]; then `arch/deepseek.rs`, whose `forward` reads like the paper;
 //! `registry.rs` has one row for each architecture, `config/` the two file formats that describe them, `names.rs` what
-//! those call each weight.
+//! those call each weight, `adapter/` the LoRA adapters that change a model for some of its rows.
 
 #![forbid(unsafe_code)]
 
+mod adapter;
 mod arch;
 mod config;
 mod draft;
@@ -24,8 +25,9 @@ mod summary;
 use std::sync::Arc;
 
 use lingqu_backend::{Backend, Exchange, KvEntry, KvStore, View};
-use lingqu_types::Batch;
+use lingqu_types::{AdapterId, Batch};
 
+pub use adapter::{ADAPTERS_MAX, Adapter};
 pub use config::{AttentionConfig, GqaConfig, MlaConfig, ModelConfig, MoeConfig, RopeConfig, RopeScaling};
 pub use draft::{DraftBatch, States};
 pub use error::ModelError;
@@ -80,6 +82,20 @@ pub trait Model: Send {
     /// Layers of the KV cache, the prediction layer's among them.
     fn layers(&self) -> usize {
         self.config().layers
+    }
+
+    /// Checks a LoRA adapter against this model and uploads it. Sequences that name it get its answers, those that do
+    /// not get the bits that they had before.
+    ///
+    /// # Errors
+    /// Name what in the adapter does not fit this model, or what the backend cannot hold. The model stays as it was.
+    fn load_adapter(&mut self, _adapter: &Adapter) -> Result<AdapterId, ModelError> {
+        Err(ModelError::NoAdapters { model: self.config().name.clone() })
+    }
+
+    /// Names of the adapters that were loaded, in the order of their [`AdapterId`].
+    fn adapters(&self) -> &[Arc<str>] {
+        &[]
     }
 }
 

@@ -31,7 +31,7 @@ pub fn score(
         let rows = tokens.len();
         let batch = Batch {
             tokens: tokens.to_vec(),
-            sequences: vec![SequenceSlice { rows: 0..rows, context, blocks: blocks.clone() }],
+            sequences: vec![SequenceSlice { rows: 0..rows, context, blocks: blocks.clone(), adapter: None }],
             logit_rows: (0..rows as u32).collect(),
         };
         let logits = &mut logits[..rows * vocab];

@@ -2,7 +2,7 @@
 
 use std::ops::Range;
 
-use crate::ids::{BlockId, TokenId};
+use crate::ids::{AdapterId, BlockId, TokenId};
 
 /// The rows that one forward pass computes. Rows of a sequence are consecutive and in position order.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -16,7 +16,7 @@ pub struct Batch {
 }
 
 /// The part of one sequence that a batch computes.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct SequenceSlice {
     /// Rows of the batch.
     pub rows: Range<usize>,
@@ -25,6 +25,9 @@ pub struct SequenceSlice {
     /// Block table: position `p` lives in `blocks[p / block_tokens]` at offset `p % block_tokens`.
     /// Covers at least `context + rows.len()` positions.
     pub blocks: Vec<BlockId>,
+    /// The LoRA adapter that answers; `None`: the base model. The same in every batch of a sequence, and for whoever
+    /// shares its blocks, for keys and values depend on it.
+    pub adapter: Option<AdapterId>,
 }
 
 impl Batch {
@@ -76,8 +79,8 @@ mod tests {
         Batch {
             tokens: vec![5, 6, 7, 8],
             sequences: vec![
-                SequenceSlice { rows: 0..3, context: 2, blocks: vec![BlockId(0), BlockId(4)] },
-                SequenceSlice { rows: 3..4, context: 0, blocks: vec![BlockId(1)] },
+                SequenceSlice { rows: 0..3, context: 2, blocks: vec![BlockId(0), BlockId(4)], adapter: None },
+                SequenceSlice { rows: 3..4, context: 0, blocks: vec![BlockId(1)], adapter: Some(AdapterId(0)) },
             ],
             logit_rows: vec![2, 3],
         }

@@ -11,7 +11,7 @@ pub mod request;
 pub mod sampling;
 
 pub use batch::{Batch, SequenceSlice};
-pub use ids::{BlockId, RequestId, TokenId};
+pub use ids::{AdapterId, BlockId, RequestId, TokenId};
 pub use limits::Limits;
 pub use request::{FinishReason, GenerateRequest, Priority, Service, StopConditions, TokenOutput, Usage};
 pub use sampling::SamplingParams;

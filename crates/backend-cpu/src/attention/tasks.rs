@@ -151,7 +151,7 @@ mod tests {
         let sequence = |&[rows, context]: &[usize; 2]| {
             next += rows;
             let blocks = (0..(context + rows).div_ceil(16)).map(|b| BlockId(b as u32)).collect();
-            SequenceSlice { rows: next - rows..next, context, blocks }
+            SequenceSlice { rows: next - rows..next, context, blocks, adapter: None }
         };
         let sequences: Vec<_> = sequences.iter().map(sequence).collect();
         crate::step::begin(&Batch { tokens: vec![0; next], sequences, logit_rows: vec![] }, 16)

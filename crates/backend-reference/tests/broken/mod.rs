@@ -3,8 +3,9 @@
 use std::sync::atomic::{AtomicU32, Ordering};
 
 use lingqu_backend::{
-    AttentionSpec, Backend, Buffer, Capabilities, ExpertWeights, FfnSource, FfnWeights, HostRouting, KvSpec, KvStore,
-    LinearSource, Result, RopePairing, RouteSpec, Routing, Step, View, ViewMut, Weight,
+    AdaptedFfn, AdaptedRows, AttentionSpec, Backend, Buffer, Capabilities, ExpertWeights, FfnSource, FfnWeights,
+    HostRouting, KvSpec, KvStore, LinearSource, LowRank, LowRankSource, Result, RopePairing, RouteSpec, Routing, Step,
+    View, ViewMut, Weight,
 };
 use lingqu_backend_reference::ReferenceBackend;
 use lingqu_tensor::{Format, HostTensor};
@@ -35,6 +36,11 @@ pub enum Fault {
     /// Copies block after block, so that an early write is read.
     KvCopyInTurn,
     TakesUnlistedFormat,
+    LowRankForgetsScale,
+    /// The rows of an adapter taken for one run.
+    LowRankChangesOtherRows,
+    /// The unfused half rounds otherwise.
+    FfnAdaptedRoundsOtherwise,
 }
 
 pub struct Broken {
@@ -188,6 +194,12 @@ impl Backend for Broken {
         self.inner.upload_experts(experts)
     }
 
+    fn upload_low_rank(&self, sources: &[LowRankSource]) -> Result<LowRank> {
+        let scale = |s: &LowRankSource| if self.is(Fault::LowRankForgetsScale) { 1.0 } else { s.scale };
+        let sources: Vec<_> = sources.iter().map(|s| LowRankSource { scale: scale(s), ..s.clone() }).collect();
+        self.inner.upload_low_rank(&sources)
+    }
+
     fn begin_step(&self, batch: &Batch, block_tokens: usize) -> Result<Step> {
         self.inner.begin_step(batch, block_tokens)
     }
@@ -244,6 +256,27 @@ impl Backend for Broken {
 
     fn ffn(&self, x: View<'_>, weights: &FfnWeights, out: ViewMut<'_>) -> Result<()> {
         self.inner.ffn(x, weights, out)
+    }
+
+    fn add_low_rank(&self, x: View<'_>, adapted: &[AdaptedRows<'_>], out: ViewMut<'_>) -> Result<()> {
+        let filled = |a: &AdaptedRows<'_>| (a.rows[0]..=a.rows[a.rows.len() - 1]).collect::<Vec<u32>>();
+        let filled: Vec<Vec<u32>> = adapted.iter().map(filled).collect();
+        let all = adapted.iter().zip(&filled).map(|(a, rows)| match self.fault {
+            Fault::LowRankChangesOtherRows => AdaptedRows { rows, ..*a },
+            _ => *a,
+        });
+        self.inner.add_low_rank(x, &all.collect::<Vec<_>>(), out)
+    }
+
+    fn ffn_adapted(
+        &self,
+        x: View<'_>,
+        weights: &FfnWeights,
+        adapted: &[AdaptedFfn<'_>],
+        out: ViewMut<'_>,
+    ) -> Result<()> {
+        self.inner.ffn_adapted(x, weights, adapted, again!(out))?;
+        if self.is(Fault::FfnAdaptedRoundsOtherwise) { self.edit(out, |_, v| nudge(v)) } else { Ok(()) }
     }
 
     fn route(&self, logits: View<'_>, bias: Option<&Weight>, spec: &RouteSpec, out: &mut Routing) -> Result<()> {

@@ -73,7 +73,7 @@ fn step(sequences: &[(usize, usize, &[u32])], block_tokens: usize) -> Step {
         let start = batch.tokens.len();
         batch.tokens.extend((0..*rows).map(|i| i as u32));
         let blocks = blocks.iter().map(|b| BlockId(*b)).collect();
-        batch.sequences.push(SequenceSlice { rows: start..start + rows, context: *context, blocks });
+        batch.sequences.push(SequenceSlice { rows: start..start + rows, context: *context, blocks, adapter: None });
         batch.logit_rows.push((start + rows - 1) as u32);
     }
     reference().begin_step(&batch, block_tokens).unwrap()

@@ -196,7 +196,12 @@ impl Case {
         };
         let mut kv = backend.alloc_kv(&spec)?;
         let rows = blocks * self.block_tokens;
-        let used = SequenceSlice { rows: 0..rows, context: 0, blocks: (0..blocks as u32).map(BlockId).collect() };
+        let used = SequenceSlice {
+            rows: 0..rows,
+            context: 0,
+            blocks: (0..blocks as u32).map(BlockId).collect(),
+            adapter: None,
+        };
         let batch = Batch { tokens: vec![0; rows], sequences: vec![used], logit_rows: Vec::new() };
         let step = backend.begin_step(&batch, self.block_tokens)?;
         let k = self.places.k.input(backend, &vec![900.0; rows * self.kv_heads * self.k_dim])?;
@@ -240,7 +245,12 @@ impl Case {
             let (sequence, start) = (&self.sequences[*s], batch.tokens.len());
             batch.tokens.extend(vec![0; positions.len()]);
             let rows = start..start + positions.len();
-            batch.sequences.push(SequenceSlice { rows, context: positions.start, blocks: tables[*s].clone() });
+            batch.sequences.push(SequenceSlice {
+                rows,
+                context: positions.start,
+                blocks: tables[*s].clone(),
+                adapter: None,
+            });
             let of = |x: &[f32], width: usize| x[positions.start * width..positions.end * width].to_vec();
             q.extend(of(&sequence.q, self.heads * self.k_dim));
             k.extend(of(&sequence.k, self.kv_heads * self.k_dim));

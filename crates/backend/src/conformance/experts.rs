@@ -9,7 +9,7 @@ use super::{Case, Pick, Problem, RunRows, Suite, same_bits, tolerance};
 use crate::{Backend, FfnSource, HostRouting, Routing};
 
 /// gate and up in the format picked, down in it or in another, as in files where widths are not whole blocks.
-fn source(random: &mut Random, shape: [usize; 2], formats: [Format; 2]) -> FfnSource {
+pub fn source(random: &mut Random, shape: [usize; 2], formats: [Format; 2]) -> FfnSource {
     let [hidden, intermediate] = shape;
     FfnSource {
         gate: random.matrix("gate", [intermediate, hidden], formats[0]),
@@ -18,28 +18,28 @@ fn source(random: &mut Random, shape: [usize; 2], formats: [Format; 2]) -> FfnSo
     }
 }
 
-fn formats(random: &mut Random, pick: Pick<'_>) -> [Format; 2] {
+pub fn formats(random: &mut Random, pick: Pick<'_>) -> [Format; 2] {
     [pick.format, if random.chance() { pick.format } else { random.pick(pick.others) }]
 }
 
-fn worst_tolerance(formats: [Format; 2]) -> f64 {
+pub fn worst_tolerance(formats: [Format; 2]) -> f64 {
     formats.map(tolerance::of_format).into_iter().fold(0.0, f64::max)
 }
 
 /// How the errors of a feed-forward layer add up.
-struct FfnMagnitude {
+pub struct FfnMagnitude {
     gate: Vec<f32>,
     up: Vec<f32>,
     down: Vec<f32>,
 }
 
 impl FfnMagnitude {
-    fn new(source: &FfnSource) -> Self {
+    pub fn new(source: &FfnSource) -> Self {
         Self { gate: source.gate.to_f32(), up: source.up.to_f32(), down: source.down.to_f32() }
     }
 
     /// x `[hidden]`, result `[hidden]`
-    fn of(&self, x: &[f32]) -> Vec<f64> {
+    pub fn of(&self, x: &[f32]) -> Vec<f64> {
         let x = tolerance::wide(x);
         let mut gated = Vec::new(); // [intermediate]
         let mut errors = Vec::new();

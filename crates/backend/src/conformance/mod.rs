@@ -9,6 +9,7 @@
 //! | repeat | the same call gives the same bits |
 //! | rows | any selection of rows, in any order and number, gives the bits that these rows had among all |
 //! | parts | a stacked linear layer gives the bits of its parts alone |
+//! | plain | a feed-forward with adapters gives the bits of one without, for rows that have none or one of zeros |
 //! | shards | experts spread over two devices and combined give the bits of experts on one |
 //! | chunks | a prompt in any chunks, among any other sequences and in any blocks, gives the bits of one chunk |
 //! | copy | copied cache blocks give the bits of the originals |
@@ -21,6 +22,7 @@ mod attention;
 mod experts;
 mod limits;
 mod linear;
+mod low_rank;
 mod place;
 mod random;
 mod report;
@@ -31,7 +33,7 @@ mod top;
 
 use lingqu_tensor::Format;
 
-use crate::{Backend, BackendError};
+use crate::{Backend, BackendError, LowRankSource};
 use random::Random;
 pub use report::{Line, Report};
 use report::{Outcome, Subject};
@@ -58,6 +60,7 @@ pub fn run(subject: &dyn Backend, oracle: &dyn Backend, options: &Options) -> Re
     let random = &mut Random::new(options.seed);
     let mut suite = Suite { subject, oracle, random: Random::new(!options.seed), report: &mut report };
     limits::check(&mut suite);
+    let takes_adapters = low_rank::is_taken(&mut suite);
     for number in 0..options.cases_per_op {
         for case in rows::cases(random, number) {
             suite.check(&*case);
@@ -79,6 +82,14 @@ pub fn run(subject: &dyn Backend, oracle: &dyn Backend, options: &Options) -> Re
             let experts = experts::Experts::random(random, pick);
             suite.check(&experts);
             experts.check_shards(&mut suite);
+            if takes_adapters {
+                let adapted = low_rank::FfnAdapted::random(random, pick);
+                suite.check(&adapted);
+                adapted.check_plain(&mut suite);
+            }
+        }
+        for format in LowRankSource::FORMATS.into_iter().filter(|_| takes_adapters) {
+            suite.check(&low_rank::AddLowRank::random(random, format, number));
         }
     }
     report

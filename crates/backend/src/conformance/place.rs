@@ -123,7 +123,12 @@ pub fn batch(tokens: Vec<u32>, positions: &[u32], block_tokens: usize) -> Batch 
     for (row, position) in positions.iter().enumerate() {
         match sequences.last_mut() {
             Some(s) if row > 0 && positions[row - 1] + 1 == *position => s.rows.end = row + 1,
-            _ => sequences.push(SequenceSlice { rows: row..row + 1, context: *position as usize, blocks: Vec::new() }),
+            _ => sequences.push(SequenceSlice {
+                rows: row..row + 1,
+                context: *position as usize,
+                blocks: Vec::new(),
+                adapter: None,
+            }),
         }
     }
     for s in &mut sequences {

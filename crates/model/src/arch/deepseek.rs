@@ -13,8 +13,11 @@ use lingqu_backend::{
     AttentionSpec, Backend, Exchange, FfnWeights, KvStore, LocalExchange, OffloadExchange, OffloadSizes, Result, Step,
     View, Weight,
 };
-use lingqu_types::Batch;
+use lingqu_types::{AdapterId, Batch};
 
+use crate::adapter::Adapter;
+use crate::adapter::loaded::{AdaptedBatch, Adapters};
+use crate::adapter::site::Site;
 use crate::config::ModelConfig;
 use crate::draft::{DraftBatch, States};
 use crate::layers::attention_gqa::load_rope;
@@ -35,6 +38,7 @@ struct DeepSeek {
     ends: Ends,
     layers: Vec<Layer>,
     prediction: Option<Prediction>,
+    adapters: Adapters,
     graph: Graph,
 }
 
@@ -111,7 +115,7 @@ pub(crate) fn load(loader: &mut Loader, experts: Experts) -> Result<Box<dyn Mode
         backend,
         exchange,
     };
-    Ok(Box::new(DeepSeek { ends: ends::load(loader)?, layers, prediction, graph }))
+    Ok(Box::new(DeepSeek { ends: ends::load(loader)?, layers, prediction, adapters: Adapters::default(), graph }))
 }
 
 /// Layer `index` without its routed experts.
@@ -140,7 +144,14 @@ impl Graph {
 
     /// Multi-head latent attention. Equations (37) to (47) of the DeepSeek-V2 paper, keys and values absorbed. False if
     /// no row is left.
-    fn attention(&mut self, step: &Step, layer: &Layer, kv: &mut KvStore, keep: Keep) -> Result<bool> {
+    fn attention(
+        &mut self,
+        step: &Step,
+        layer: &Layer,
+        lora: &mut AdaptedBatch<'_>,
+        kv: &mut KvStore,
+        keep: Keep,
+    ) -> Result<bool> {
         let Self { config, backend, rope, stream: s, attention: a, .. } = self;
         let (b, w, mla, pairing) = (&**backend, &layer.attention, config.mla(), config.rope.pairing);
         let (heads, nope, rank) = (mla.heads, mla.nope_dim, mla.kv_lora_rank);
@@ -148,6 +159,7 @@ impl Graph {
 
         b.rms_norm(s.x.view(), &layer.attention_norm, config.rms_norm_eps, s.normed.view_mut())?;
         b.linear(s.normed.view(), &w.query_kv_a, a.query_kv_a.view_mut())?;
+        lora.add(b, (layer.index, Site::AttentionIn), s.normed.view(), a.query_kv_a.view_mut())?;
         let split = a.query_kv_a.cols() - latent;
         let (query_a, kv_a) = (a.query_kv_a.view().cols(0..split), a.query_kv_a.view().cols(split..split + latent));
 
@@ -164,6 +176,7 @@ impl Graph {
             (Some(w), Some(q)) => {
                 b.rms_norm(query_a, &w.norm, LATENT_NORM_EPS, q.latent.view_mut())?; // [rows, q_lora_rank]
                 b.linear(q.latent.view(), &w.expand, q.full.view_mut())?;
+                lora.add(b, (layer.index, Site::QueryB), q.latent.view(), q.full.view_mut())?;
                 q.full.view().split_heads(heads)
             }
             _ => query_a.split_heads(heads),
@@ -179,15 +192,17 @@ impl Graph {
         let sums = a.latents.view().split_heads(heads);
         b.linear_heads(sums, &w.value_expand, a.attended.view_mut().split_heads(heads))?; // [rows, heads, v]
         b.linear(a.attended.view(), &w.output, s.out.view_mut())?; // [rows, hidden]
+        lora.add(b, (layer.index, Site::AttentionOut), a.attended.view(), s.out.view_mut())?;
         b.add(s.out.view(), s.x.view_mut())?;
         if keep == Keep::Logits {
             s.keep_logit_rows(b, step)?; // [logit_rows, hidden] from here on
+            lora.keep_logit_rows();
         }
         Ok(true)
     }
 
     /// Feed-forward: dense in the first layers, then shared experts beside those the router chooses.
-    fn feed_forward(&mut self, layer: &Layer) -> Result<()> {
+    fn feed_forward(&mut self, layer: &Layer, lora: &AdaptedBatch<'_>) -> Result<()> {
         let Self { config, backend, exchange, stream: s, mixture, .. } = self;
         let b = &**backend;
         b.rms_norm(s.x.view(), &layer.ffn_norm, config.rms_norm_eps, s.normed.view_mut())?;
@@ -200,7 +215,7 @@ impl Graph {
                 b.route(m.router.view(), w.correction_bias.as_ref(), &moe.route, &mut m.routing)?; // [rows, top_k]
                 let pending = exchange.begin(layer.index, x, &m.routing)?;
                 if let Some(shared) = &w.shared {
-                    b.ffn(x, shared, s.out.view_mut())?; // [rows, hidden]
+                    lora.ffn(b, layer.index, x, shared, s.out.view_mut())?; // [rows, hidden]
                 }
                 exchange.finish(pending, x, &m.routing, m.routed.view_mut())?; // [rows, hidden]
                 if w.shared.is_some() {
@@ -209,7 +224,7 @@ impl Graph {
                 b.add(m.routed.view(), s.x.view_mut())
             }
             (Ffn::Dense(w), _) => {
-                b.ffn(x, w, s.out.view_mut())?; // [rows, hidden]
+                lora.ffn(b, layer.index, x, w, s.out.view_mut())?; // [rows, hidden]
                 b.add(s.out.view(), s.x.view_mut())
             }
             (Ffn::Mixture(_), None) => unreachable!("buffers are made where the configuration has a mixture"),
@@ -230,20 +245,29 @@ impl Model for DeepSeek {
         self.prediction.is_some()
     }
 
+    fn load_adapter(&mut self, adapter: &Adapter) -> Result<AdapterId, ModelError> {
+        self.adapters.load(&*self.graph.backend, &self.graph.config, adapter)
+    }
+
+    fn adapters(&self) -> &[Arc<str>] {
+        self.adapters.names()
+    }
+
     fn forward(&mut self, batch: &Batch, kv: &mut KvStore) -> Result<View<'_>> {
-        let Self { ends, layers, prediction, graph: g } = self;
+        let Self { ends, layers, prediction, adapters, graph: g } = self;
         let (backend, eps) = (g.backend.clone(), g.config.rms_norm_eps);
         let b = &*backend;
         let step = g.begin(batch, kv)?;
+        let mut lora = adapters.of_batch(batch);
 
         b.embed(&step, &ends.embedding, g.stream.x.view_mut())?; // [rows, hidden]
         for layer in layers.iter() {
             // The prediction layer needs the state of every row; without it the last layer hands on few.
             let last = layer.index + 1 == layers.len() && prediction.is_none();
-            if !g.attention(&step, layer, kv, if last { Keep::Logits } else { Keep::All })? {
+            if !g.attention(&step, layer, &mut lora, kv, if last { Keep::Logits } else { Keep::All })? {
                 return Ok(g.stream.no_logits());
             }
-            g.feed_forward(layer)?;
+            g.feed_forward(layer, &lora)?;
         }
         let s = &mut g.stream;
         match prediction {
@@ -287,10 +311,11 @@ impl Model for DeepSeek {
             }
         }
         b.linear(p.joined.view(), &p.projection, s.x.view_mut())?; // [rows, hidden]
-        if !g.attention(&step, &p.layer, kv, Keep::Logits)? {
+        let mut base = AdaptedBatch::default(); // no adapter is made for this layer
+        if !g.attention(&step, &p.layer, &mut base, kv, Keep::Logits)? {
             return Ok(g.stream.no_logits());
         }
-        g.feed_forward(&p.layer)?;
+        g.feed_forward(&p.layer, &base)?;
         let s = &mut g.stream;
         p.drafted.set_rows(step.logit_rows());
         b.rms_norm(s.x.view(), &p.final_norm, eps, p.drafted.view_mut())?; // [logit_rows, hidden]

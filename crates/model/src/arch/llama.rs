@@ -1,8 +1,12 @@
 //! Llama 3 (Grattafiori et al. 2024): R1-Distill-Llama, SmolLM2 and everything else of this shape, `qwen2` included.
 
-use lingqu_backend::{AttentionSpec, KvStore, Result, View};
-use lingqu_types::Batch;
+use std::sync::Arc;
 
+use lingqu_backend::{AttentionSpec, KvStore, Result, View};
+use lingqu_types::{AdapterId, Batch};
+
+use crate::adapter::Adapter;
+use crate::adapter::site::Site;
 use crate::config::ModelConfig;
 use crate::layers::dense_gqa::{self, DenseGqa};
 use crate::loader::Loader;
@@ -19,11 +23,21 @@ impl Model for Llama {
         &self.0.config
     }
 
+    fn load_adapter(&mut self, adapter: &Adapter) -> Result<AdapterId, ModelError> {
+        let DenseGqa { config, backend, adapters, .. } = &mut self.0;
+        adapters.load(&**backend, config, adapter)
+    }
+
+    fn adapters(&self) -> &[Arc<str>] {
+        self.0.adapters.names()
+    }
+
     fn forward(&mut self, batch: &Batch, kv: &mut KvStore) -> Result<View<'_>> {
-        let DenseGqa { config, backend, ends, rope, layers, stream: s, buffers: a } = &mut self.0;
+        let DenseGqa { config, backend, ends, rope, layers, stream: s, buffers: a, adapters } = &mut self.0;
         let (b, gqa, eps, pairing) = (&**backend, config.gqa(), config.rms_norm_eps, config.rope.pairing);
         let scale = (gqa.head_dim as f32).powf(-0.5);
         let step = b.begin_step(batch, kv.spec().block_tokens)?;
+        let mut lora = adapters.of_batch(batch);
         s.set_rows(step.rows());
         a.set_rows(step.rows());
 
@@ -34,6 +48,7 @@ impl Model for Llama {
             // Attention. q, k: rotated; k, v: into the cache.
             b.rms_norm(s.x.view(), &layer.attention_norm, eps, s.normed.view_mut())?;
             b.linear(s.normed.view(), &layer.attention.qkv, a.qkv.view_mut())?; // [rows, (heads + 2 kv_heads) * dim]
+            lora.add(b, (l, Site::AttentionIn), s.normed.view(), a.qkv.view_mut())?;
             let [q, k, v] = gqa.split(&a.qkv); // [rows, heads, head_dim], [rows, kv_heads, head_dim] twice
             b.rope(&step, q, rope, pairing, a.q.view_mut().split_heads(gqa.heads))?;
             b.rope(&step, k, rope, pairing, a.k.view_mut().split_heads(gqa.kv_heads))?;
@@ -44,14 +59,16 @@ impl Model for Llama {
             let (q, attended) = (a.q.view().split_heads(gqa.heads), a.attended.view_mut().split_heads(gqa.heads));
             b.attention(&step, q, kv, AttentionSpec { layer: l, scale }, attended)?; // [rows, heads, head_dim]
             b.linear(a.attended.view(), &layer.attention.output, s.out.view_mut())?; // [rows, hidden]
+            lora.add(b, (l, Site::AttentionOut), a.attended.view(), s.out.view_mut())?;
             b.add(s.out.view(), s.x.view_mut())?;
             if last {
                 s.keep_logit_rows(b, &step)?; // [logit_rows, hidden] from here on
+                lora.keep_logit_rows();
             }
 
             // Feed-forward.
             b.rms_norm(s.x.view(), &layer.ffn_norm, eps, s.normed.view_mut())?;
-            b.ffn(s.normed.view(), &layer.ffn, s.out.view_mut())?; // [rows, hidden]
+            lora.ffn(b, l, s.normed.view(), &layer.ffn, s.out.view_mut())?; // [rows, hidden]
             b.add(s.out.view(), s.x.view_mut())?;
         }
         b.rms_norm(s.x.view(), &ends.final_norm, eps, s.normed.view_mut())?; // [logit_rows, hidden]

@@ -10,6 +10,7 @@ use super::ends::{self, Ends};
 use super::ffn;
 use super::workspace::{GqaBuffers, Stream};
 use crate::ModelError;
+use crate::adapter::loaded::Adapters;
 use crate::config::ModelConfig;
 use crate::loader::Loader;
 use crate::names::Role;
@@ -22,6 +23,7 @@ pub(crate) struct DenseGqa {
     pub layers: Vec<Layer>,
     pub stream: Stream,
     pub buffers: GqaBuffers,
+    pub adapters: Adapters,
 }
 
 pub(crate) struct Layer {
@@ -49,6 +51,7 @@ pub(crate) fn load(loader: &mut Loader) -> Result<DenseGqa, ModelError> {
         layers,
         stream: Stream::new(&*backend, &config, loader.options)?,
         buffers: GqaBuffers::new(&*backend, config.gqa(), loader.options.batch_rows_max)?,
+        adapters: Adapters::default(),
         backend,
         config,
     })

@@ -9,14 +9,16 @@ use std::sync::Arc;
 use lingqu_backend::{Backend, KvPrecision, KvSpec, KvStore, View};
 use lingqu_backend_cpu::{CpuBackend, CpuConfig, Precision};
 use lingqu_backend_reference::ReferenceBackend;
-use lingqu_model::{DraftBatch, Experts, LoadOptions, Model, Package, States, load_with_experts};
-use lingqu_types::{Batch, BlockId, SequenceSlice, TokenId};
+use lingqu_model::{Adapter, DraftBatch, Experts, LoadOptions, Model, Package, States, load_with_experts};
+use lingqu_types::{AdapterId, Batch, BlockId, SequenceSlice, TokenId};
 use serde::Deserialize;
 
 #[derive(Deserialize)]
 pub struct Golden {
     pub model: String,
     pub prompts: Vec<Prompt>,
+    /// Not with adapters.
+    #[serde(default)]
     pub greedy: Vec<Greedy>,
 }
 
@@ -41,7 +43,7 @@ pub struct GoldenModel {
     pub golden: Golden,
 }
 
-fn root() -> PathBuf {
+pub fn root() -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("../..")
 }
 
@@ -134,6 +136,8 @@ pub struct Runner {
     model: Box<dyn Model>,
     backend: Arc<dyn Backend>,
     kv: KvStore,
+    /// By sequence: what [`Runner::logits_of`] runs is sequence 3.
+    pub adapters: [Option<AdapterId>; SEQUENCES_MAX],
 }
 
 /// One sequence on its way.
@@ -178,7 +182,11 @@ impl Runner {
             precision: KvPrecision::Full,
         };
         let kv = backend.alloc_kv(&spec).expect("a cache");
-        Self { model, backend, kv }
+        Self { model, backend, kv, adapters: [None; SEQUENCES_MAX] }
+    }
+
+    pub fn load_adapter(&mut self, adapter: &Adapter) -> AdapterId {
+        self.model.load_adapter(adapter).unwrap_or_else(|error| panic!("{}: {error}", adapter.name))
     }
 
     fn forward(&mut self, batch: &Batch) -> Vec<Vec<f32>> {
@@ -200,7 +208,7 @@ impl Runner {
     /// after its own guess behind the last. `[tokens + 1][vocab]`
     pub fn drafts_of(&mut self, tokens: &[TokenId], chunks: &[usize]) -> Vec<Vec<f32>> {
         let batch = |tokens: &[TokenId], context: usize| Batch {
-            sequences: vec![SequenceSlice { rows: 0..tokens.len(), context, blocks: Self::blocks(2) }],
+            sequences: vec![SequenceSlice { rows: 0..tokens.len(), context, blocks: Self::blocks(2), adapter: None }],
             tokens: tokens.to_vec(),
             logit_rows: (0..tokens.len() as u32).collect(),
         };
@@ -248,7 +256,12 @@ impl Runner {
             }
             logits.extend(self.forward(&Batch {
                 tokens: tokens[done..done + rows].to_vec(),
-                sequences: vec![SequenceSlice { rows: 0..rows, context: done, blocks: Self::blocks(3) }],
+                sequences: vec![SequenceSlice {
+                    rows: 0..rows,
+                    context: done,
+                    blocks: Self::blocks(3),
+                    adapter: self.adapters[3],
+                }],
                 logit_rows: (0..rows as u32).collect(),
             }));
             done += rows;
@@ -272,7 +285,12 @@ impl Runner {
                 }
                 let first = batch.rows();
                 batch.tokens.extend(&s.tokens[s.done..s.done + rows]);
-                let slice = SequenceSlice { rows: first..first + rows, context: s.done, blocks: s.blocks.clone() };
+                let slice = SequenceSlice {
+                    rows: first..first + rows,
+                    context: s.done,
+                    blocks: s.blocks.clone(),
+                    adapter: self.adapters[i],
+                };
                 batch.sequences.push(slice);
                 s.done += rows;
                 if s.done == s.tokens.len() {

@@ -201,6 +201,7 @@ impl Run<'_> {
                     rows: 0..rows,
                     context,
                     blocks: self.blocks(sequence, context + rows),
+                    adapter: None,
                 }],
                 logit_rows: if is_last { vec![rows as u32 - 1] } else { vec![] },
             };
@@ -210,7 +211,7 @@ impl Run<'_> {
     }
 
     fn decode(&mut self, sequences: usize, context: usize) -> Result<()> {
-        let slice = |s| SequenceSlice { rows: s..s + 1, context, blocks: self.blocks(s, context + 1) };
+        let slice = |s| SequenceSlice { rows: s..s + 1, context, blocks: self.blocks(s, context + 1), adapter: None };
         let batch = Batch {
             tokens: (0..sequences).map(|s| self.token(s, context)).collect(),
             sequences: (0..sequences).map(slice).collect(),
