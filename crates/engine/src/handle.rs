@@ -9,7 +9,7 @@ use lingqu_backend::Backend;
 use lingqu_model::Model;
 use lingqu_sampler::Constraint;
 use lingqu_types::sampling::InvalidParam;
-use lingqu_types::{GenerateRequest, Limits};
+use lingqu_types::{AdapterId, GenerateRequest, Limits};
 
 use crate::mailbox::Mailbox;
 use crate::request::Submission;
@@ -41,6 +41,8 @@ struct Facts {
     vocab: usize,
     /// Tokens that one step may add to a stream beyond the first.
     drafts_max: usize,
+    /// Names, in the order of their ids.
+    adapters: Vec<Arc<str>>,
     /// Keys of the seeds that the engine picks itself.
     seeds: RandomState,
 }
@@ -68,7 +70,8 @@ impl Engine {
         }
         let drafts_max = config.speculation.map_or(0, |speculation| speculation.drafts);
         let (limits, vocab) = (config.limits.clone(), model.config().vocab_size);
-        let facts = Facts { limits, vocab, drafts_max, seeds: RandomState::new() };
+        let adapters = model.adapters().to_vec();
+        let facts = Facts { limits, vocab, drafts_max, adapters, seeds: RandomState::new() };
         let mailbox = Arc::new(Mailbox::new(config.limits.queue_requests_max));
         let steps = StepLoop::new(model, backend, config, mailbox.clone());
         let steps = steps.map_err(|error| EngineError::Start(error.to_string()))?;
@@ -113,6 +116,7 @@ impl EngineHandle {
         constraint: Option<Box<dyn Constraint>>,
     ) -> Result<TokenStream, SubmitError> {
         let outputs_max = self.check(&request)?;
+        let adapter = self.adapter_id(request.adapter.as_deref())?;
         let unread_max = self.facts.limits.unread_tokens_max;
         self.mailbox.submit(|id| {
             // 53 bits: exact in JSON as in any other number format a client may use.
@@ -120,7 +124,7 @@ impl EngineHandle {
             let prompt_tokens = request.prompt.len() as u32;
             let start = StreamStart { id, prompt_tokens, seed, drafts_max: self.facts.drafts_max };
             let (sender, stream) = channel(start, unread_max, self.mailbox.clone());
-            (Submission { id, request, constraint, outputs_max, seed, sender }, stream)
+            (Submission { id, request, constraint, adapter, outputs_max, seed, sender }, stream)
         })
     }
 
@@ -136,6 +140,22 @@ impl EngineHandle {
 
     pub fn limits(&self) -> &Limits {
         &self.facts.limits
+    }
+
+    /// Names of the LoRA adapters that requests may ask for, in the order in which they were loaded.
+    pub fn adapters(&self) -> &[Arc<str>] {
+        &self.facts.adapters
+    }
+
+    fn adapter_id(&self, name: Option<&str>) -> Result<Option<AdapterId>, InvalidParam> {
+        let Some(name) = name else { return Ok(None) };
+        match self.facts.adapters.iter().position(|known| **known == *name) {
+            Some(i) => Ok(Some(AdapterId(i as u32))),
+            None => {
+                let shown: String = name.chars().take(80).flat_map(char::escape_debug).collect();
+                Err(InvalidParam { field: "adapter", problem: format!("'{shown}' is not loaded") })
+            }
+        }
     }
 
     /// Checks the request against model and limits; returns the output tokens it may have.

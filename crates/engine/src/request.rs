@@ -3,7 +3,7 @@
 use lingqu_sampler::{Constraint, Draw, LogProbs, Sampled, Sampler, SamplerError, TokenMask, Top, top_wanted};
 use lingqu_scheduler::{SliceOutcome, SlicePlan};
 use lingqu_types::request::TopLogprobs;
-use lingqu_types::{FinishReason, GenerateRequest, RequestId, TokenId, TokenOutput, Usage};
+use lingqu_types::{AdapterId, FinishReason, GenerateRequest, RequestId, TokenId, TokenOutput, Usage};
 
 use crate::stream::{EventSender, Finished, PromptLogprobs, TokenEvent};
 use crate::{EngineConfig, EngineError};
@@ -13,6 +13,8 @@ pub(crate) struct Submission {
     pub id: RequestId,
     pub request: GenerateRequest,
     pub constraint: Option<Box<dyn Constraint>>,
+    /// Of `request.adapter`.
+    pub adapter: Option<AdapterId>,
     /// Output tokens at most, the context's bound included.
     pub outputs_max: usize,
     pub seed: u64,
@@ -23,6 +25,8 @@ pub(crate) struct Submission {
 pub(crate) struct Active {
     request: GenerateRequest,
     constraint: Option<Box<dyn Constraint>>,
+    /// Part of what the cache's blocks hold.
+    pub adapter: Option<AdapterId>,
     outputs_max: usize,
     seed: u64,
     pub sender: EventSender,
@@ -51,7 +55,7 @@ enum Drawn {
 
 impl Active {
     pub fn new(submission: Submission, config: &EngineConfig) -> Self {
-        let Submission { mut request, constraint, outputs_max, seed, sender, .. } = submission;
+        let Submission { mut request, constraint, adapter, outputs_max, seed, sender, .. } = submission;
         let tokens = std::mem::take(&mut request.prompt);
         let mut stops = std::mem::take(&mut request.stop.stop_token_ids);
         if !request.stop.ignore_eos {
@@ -63,6 +67,7 @@ impl Active {
         Self {
             request,
             constraint,
+            adapter,
             outputs_max,
             seed,
             sender,

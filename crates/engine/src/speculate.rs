@@ -147,7 +147,8 @@ impl Rows {
         let start = self.batch.rows();
         self.batch.tokens.extend_from_slice(tokens);
         let rows = start..self.batch.rows();
-        self.batch.sequences.push(SequenceSlice { rows, context, blocks: blocks.to_vec() });
+        // Adapters know nothing of the prediction layer: it guesses for the base, and the forward decides.
+        self.batch.sequences.push(SequenceSlice { rows, context, blocks: blocks.to_vec(), adapter: None });
     }
 
     /// Runs them, if there are any, and brings their logits.

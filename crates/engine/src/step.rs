@@ -150,10 +150,12 @@ impl StepLoop {
         for (slice, sequence) in plan.slices.iter().zip(&mut batch.sequences) {
             let start = batch.tokens.len();
             let end = start + slice.rows;
-            batch.tokens.extend(self.requests[&slice.id].row_tokens(slice));
+            let request = &self.requests[&slice.id];
+            batch.tokens.extend(request.row_tokens(slice));
             batch.logit_rows.extend(((end - slice.logit_rows)..end).map(|row| row as u32));
             sequence.rows = start..end;
             sequence.context = slice.context;
+            sequence.adapter = request.adapter;
             sequence.blocks.clear();
             sequence.blocks.extend_from_slice(self.scheduler.blocks(slice.id));
         }

@@ -85,6 +85,7 @@ fn what_cannot_be_served_is_refused_by_field() {
     check("temperature: -1", |r| r.sampling.temperature = -1.0);
     check("logprobs: 65 is above 64", |r| r.logprobs = Some(65));
     check("prompt_logprobs: 65 is above 64", |r| r.prompt_logprobs = Some(65));
+    check("adapter: 'gamma\\n' is not loaded", |r| r.adapter = Some("gamma\n".into()));
     check("prompt: 201 tokens leave no room", |r| r.prompt = vec![1; 201]);
     check("prompt: 200 tokens leave no room", |r| r.prompt = vec![1; 200]);
     check("prompt: 201 tokens leave no room", |r| {

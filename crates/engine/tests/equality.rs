@@ -5,7 +5,7 @@ mod support;
 use std::time::Duration;
 
 use lingqu_testkit::rng::Rng;
-use lingqu_testkit::toy::{TOY_VOCAB, ToyBackend, ToyFaults};
+use lingqu_testkit::toy::{TOY_ADAPTERS, TOY_VOCAB, ToyBackend, ToyFaults};
 use lingqu_types::{GenerateRequest, Limits, SamplingParams, StopConditions, TokenId};
 use support::{assert_same, collect, plainly, request, start, start_on, tight, wide};
 
@@ -32,7 +32,8 @@ fn random_request(rng: &mut Rng, context: usize) -> GenerateRequest {
     };
     let logprobs = rng.chance(30).then(|| rng.below(5) as u32);
     let prompt_logprobs = rng.chance(25).then(|| rng.below(4) as u32);
-    GenerateRequest { sampling, stop, logprobs, prompt_logprobs, ..GenerateRequest::new(prompt) }
+    let adapter = rng.chance(40).then(|| TOY_ADAPTERS[rng.below(TOY_ADAPTERS.len())].into());
+    GenerateRequest { sampling, stop, logprobs, prompt_logprobs, adapter, ..GenerateRequest::new(prompt) }
 }
 
 #[test]
@@ -43,6 +44,8 @@ fn one_request_at_a_time() {
         assert_same(&got, &plainly(&request, limits), what);
     };
     let prompt: Vec<TokenId> = (0..100).map(|i| i % 60).collect();
+    let adapted = GenerateRequest { adapter: Some("beta".into()), ..request(&prompt, 20) };
+    check(&tight(), adapted, "an adapter");
     check(&wide(), request(&[3], 5), "one token of prompt");
     check(&tight(), request(&prompt, 20), "a prompt in chunks");
     check(&tight(), request(&prompt, 100), "the whole context");

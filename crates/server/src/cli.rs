@@ -3,6 +3,7 @@
 use std::net::SocketAddr;
 use std::num::NonZeroUsize;
 use std::path::PathBuf;
+use std::str::FromStr;
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
 use lingqu_engine::Speculation;
@@ -110,6 +111,30 @@ pub enum ExpertsPlace {
     Cpu,
 }
 
+/// `NAME=PATH`
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct AdapterArg {
+    pub name: String,
+    pub path: PathBuf,
+}
+
+impl FromStr for AdapterArg {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        const NAME_CHARS_MAX: usize = 64;
+        let (name, path) = text.split_once('=').ok_or("write NAME=PATH")?;
+        let is_plain = name.chars().all(|c| c.is_ascii_alphanumeric() || "._-".contains(c));
+        match (name.len(), path) {
+            (1..=NAME_CHARS_MAX, path) if is_plain && !path.is_empty() => {
+                Ok(Self { name: name.into(), path: path.into() })
+            }
+            (_, "") => Err("the path is empty".into()),
+            _ => Err(format!("a name is 1 to {NAME_CHARS_MAX} letters, digits, '.', '_' or '-'")),
+        }
+    }
+}
+
 #[derive(Debug, Args)]
 pub struct ServeArgs {
     #[command(flatten)]
@@ -132,6 +157,9 @@ pub struct ServeArgs {
     /// Requests that may wait; one more is refused with RESOURCE_EXHAUSTED or 429.
     #[arg(long, value_name = "N", default_value = "1024")]
     pub max_queue: NonZeroUsize,
+    /// A LoRA adapter (a PEFT folder) that requests can ask for by this name; may be given several times.
+    #[arg(long = "adapter", value_name = "NAME=PATH")]
+    pub adapters: Vec<AdapterArg>,
     /// Seconds that running requests get to finish after SIGTERM.
     #[arg(long, value_name = "SECONDS", default_value = "30")]
     pub drain_timeout: u64,
@@ -161,6 +189,9 @@ impl SpeculationArgs {
 pub struct GenerateArgs {
     #[command(flatten)]
     pub model: ModelArgs,
+    /// Answer with this LoRA adapter (a PEFT folder).
+    #[arg(long, value_name = "PATH")]
+    pub adapter: Option<PathBuf>,
     /// Text to continue, or with --chat the user's message.
     #[arg(long, value_name = "TEXT")]
     pub prompt: String,
@@ -289,8 +320,28 @@ pub struct DetokenizeArgs {
 mod tests {
     use clap::CommandFactory;
 
+    use super::AdapterArg;
+
     #[test]
     fn the_command_line_is_consistent() {
         super::Cli::command().debug_assert();
+    }
+
+    #[test]
+    fn adapters_have_a_name_and_a_path() {
+        let check = |text: &str, expected: Option<(&str, &str)>| {
+            let parsed = text.parse::<AdapterArg>().ok();
+            assert_eq!(
+                parsed,
+                expected.map(|(name, path)| AdapterArg { name: name.into(), path: path.into() }),
+                "{text}"
+            );
+        };
+        check("hotline-2=/data/a=b", Some(("hotline-2", "/data/a=b")));
+        check("/data/a", None);
+        check("=/data/a", None);
+        check("hotline=", None);
+        check("a b=/data/a", None);
+        check(&format!("{}=a", "n".repeat(65)), None);
     }
 }

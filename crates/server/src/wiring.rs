@@ -10,7 +10,7 @@ use lingqu_backend_cpu::{CpuBackend, CpuConfig, Isa, Precision};
 use lingqu_backend_gpu::{GpuBackend, GpuConfig, Row};
 use lingqu_backend_reference::ReferenceBackend;
 use lingqu_engine::Speculation;
-use lingqu_model::{Experts, LoadOptions, LoadProgress, Model, Package, load_with_experts};
+use lingqu_model::{Adapter, Experts, LoadOptions, LoadProgress, Model, Package, load_with_experts};
 use lingqu_tokenizer::Tokenizer;
 use lingqu_types::{Limits, SamplingParams};
 
@@ -157,6 +157,15 @@ pub fn kv_precision(args: &ModelArgs) -> KvPrecision {
         KvCache::Full => KvPrecision::Full,
         KvCache::Int8 => KvPrecision::Int8,
     }
+}
+
+/// Gives the model its LoRA adapters, `(name, folder)`.
+pub fn load_adapters<'a>(model: &mut dyn Model, adapters: impl IntoIterator<Item = (&'a str, &'a Path)>) -> Result<()> {
+    for (name, path) in adapters {
+        let mut load = || model.load_adapter(&Adapter::open(name, path)?);
+        load().with_context(|| format!("cannot load the adapter {}", path.display()))?;
+    }
+    Ok(())
 }
 
 /// A KV cache for commands that run a model without the engine.

@@ -13,12 +13,14 @@ use lingqu_backend::{
 };
 use lingqu_model::{AttentionConfig, DraftBatch, GqaConfig, Model, ModelConfig, RopeConfig, RopeScaling, States};
 use lingqu_tensor::HostTensor;
-use lingqu_types::{Batch, BlockId, Limits, TokenId};
+use lingqu_types::{AdapterId, Batch, BlockId, Limits, TokenId};
 
 use crate::rng::mix;
 
 /// Token ids are below this.
 pub const TOY_VOCAB: usize = 61;
+/// Adapters of every toy: each changes what the cache holds, and so every answer.
+pub const TOY_ADAPTERS: [&str; 2] = ["alpha", "beta"];
 
 /// Tokens that make the toy misbehave when a batch computes them.
 #[derive(Clone, Copy, Debug, Default)]
@@ -78,6 +80,7 @@ pub struct ToyModel {
     control: Arc<ToyControl>,
     logits: Buffer,
     prediction: Option<ToyPrediction>,
+    adapters: [Arc<str>; 2],
 }
 
 /// A prediction layer: right three times out of four, if it is given the states it should be.
@@ -114,7 +117,9 @@ impl ToyModel {
             tied_embeddings: false,
         };
         let logits = ToyBackend::default().alloc(limits.logit_rows_max, TOY_VOCAB).expect("a vector");
-        (Self { config, limits: limits.clone(), faults, control: control.clone(), logits, prediction: None }, control)
+        let adapters = TOY_ADAPTERS.map(Arc::from);
+        let control_too = control.clone();
+        (Self { config, limits: limits.clone(), faults, control, logits, prediction: None, adapters }, control_too)
     }
 
     /// With a prediction layer.
@@ -148,6 +153,10 @@ impl Model for ToyModel {
         1
     }
 
+    fn adapters(&self) -> &[Arc<str>] {
+        &self.adapters
+    }
+
     fn forward(&mut self, batch: &Batch, kv: &mut KvStore) -> Result<View<'_>> {
         self.control.pass(batch);
         let block_tokens = kv.spec().block_tokens;
@@ -163,7 +172,7 @@ impl Model for ToyModel {
             let at = |p: usize| sequence.blocks[p / block_tokens].0 as usize * block_tokens + p % block_tokens;
             let mut digest = (0..sequence.context).fold(0, |digest, position| fold(digest, cells[at(position)]));
             for (row, position) in sequence.rows.clone().zip(sequence.context..) {
-                cells[at(position)] = cell(batch.tokens[row], position);
+                cells[at(position)] = cell(batch.tokens[row], position, sequence.adapter);
                 digest = fold(digest, cells[at(position)]);
                 states.push(digest);
                 if wanted.next_if_eq(&row).is_some() {
@@ -208,7 +217,7 @@ impl Model for ToyModel {
                     }
                     States::OfDraft(from) => prediction.drafted[from[row] as usize],
                 };
-                let digest = fold(state, cell(batch.tokens[row], position));
+                let digest = fold(state, cell(batch.tokens[row], position, sequence.adapter));
                 if batch.logit_rows.contains(&(row as u32)) {
                     drafted.push(digest);
                     let is_wrong = digest.is_multiple_of(4);
@@ -223,15 +232,21 @@ impl Model for ToyModel {
 
 /// What the toy says after these tokens, without any batch or cache. `[vocab]`
 pub fn toy_logits(context: &[TokenId]) -> Vec<f32> {
-    let digest = context.iter().zip(0..).fold(0, |digest, (&token, position)| fold(digest, cell(token, position)));
+    adapted_logits(context, None)
+}
+
+/// The same with one of [`TOY_ADAPTERS`]. `[vocab]`
+pub fn adapted_logits(context: &[TokenId], adapter: Option<AdapterId>) -> Vec<f32> {
+    let next = |digest, (&token, position)| fold(digest, cell(token, position, adapter));
+    let digest = context.iter().zip(0..).fold(0, next);
     let mut logits = vec![0.0; TOY_VOCAB];
     write_logits(digest, &mut logits);
     logits
 }
 
 /// What the cache holds for a token at its position.
-fn cell(token: TokenId, position: usize) -> u64 {
-    mix(u64::from(token) << 32 | position as u64)
+fn cell(token: TokenId, position: usize, adapter: Option<AdapterId>) -> u64 {
+    mix(u64::from(token) << 32 | position as u64) ^ adapter.map_or(0, |adapter| mix(u64::from(adapter.0) + 1))
 }
 
 fn fold(digest: u64, cell: u64) -> u64 {

@@ -9,9 +9,9 @@ use lingqu_engine::{
     Engine, EngineConfig, EngineError, EngineHandle, Finished, PromptLogprobs, Speculation, TokenEvent, TokenStream,
 };
 use lingqu_sampler::{Draw, LogProbs, Sampler};
-use lingqu_testkit::toy::{ToyBackend, ToyControl, ToyFaults, ToyModel, toy_logits};
+use lingqu_testkit::toy::{TOY_ADAPTERS, ToyBackend, ToyControl, ToyFaults, ToyModel, adapted_logits};
 use lingqu_types::{
-    FinishReason, GenerateRequest, Limits, SamplingParams, StopConditions, TokenId, TokenOutput, Usage,
+    AdapterId, FinishReason, GenerateRequest, Limits, SamplingParams, StopConditions, TokenId, TokenOutput, Usage,
 };
 
 pub const EOS: TokenId = 7;
@@ -91,6 +91,11 @@ pub fn collect(mut stream: TokenStream) -> Reply {
 pub fn plainly(request: &GenerateRequest, limits: &Limits) -> Reply {
     let seed = request.sampling.seed.expect("tests name their seeds");
     let mut tokens = request.prompt.clone();
+    let adapter = request
+        .adapter
+        .as_deref()
+        .map(|name| AdapterId(TOY_ADAPTERS.iter().position(|known| *known == name).expect("a toy's adapter") as u32));
+    let toy_logits = |tokens: &[TokenId]| adapted_logits(tokens, adapter);
     let mut reply = Reply::default();
     if let Some(k) = request.prompt_logprobs {
         let rows: Vec<Vec<f32>> = (1..=tokens.len()).map(|n| toy_logits(&tokens[..n])).collect();

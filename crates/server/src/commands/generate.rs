@@ -14,6 +14,9 @@ use lingqu_types::{GenerateRequest, Limits, SamplingParams, StopConditions, Toke
 use crate::cli::GenerateArgs;
 use crate::{Usage, wiring};
 
+/// What the one adapter is called here.
+const ADAPTER: &str = "adapter";
+
 pub fn run(args: &GenerateArgs) -> Result<()> {
     let started = Instant::now();
     let mut package = wiring::open_package(args.model.model.as_deref())?;
@@ -26,7 +29,8 @@ pub fn run(args: &GenerateArgs) -> Result<()> {
 
     let backend = wiring::backend(&args.model)?;
     let speculation = args.speculation.speculation(1);
-    let model = wiring::load(&package, &backend, &args.model, &limits, speculation.as_ref())?;
+    let mut model = wiring::load(&package, &backend, &args.model, &limits, speculation.as_ref())?;
+    wiring::load_adapters(&mut *model, args.adapter.iter().map(|path| (ADAPTER, &**path)))?;
     let mut config = EngineConfig::new(limits, package.generation.eos_token_ids.clone());
     config.kv_precision = wiring::kv_precision(&args.model);
     config.speculation = speculation;
@@ -36,6 +40,7 @@ pub fn run(args: &GenerateArgs) -> Result<()> {
     let request = GenerateRequest {
         sampling,
         stop: StopConditions { max_tokens: Some(args.max_tokens), ..Default::default() },
+        adapter: args.adapter.as_ref().map(|_| ADAPTER.into()),
         ..GenerateRequest::new(prompt)
     };
     let began = Instant::now();

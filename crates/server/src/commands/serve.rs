@@ -39,7 +39,8 @@ pub fn run(args: &ServeArgs) -> Result<()> {
     let ports = runtime.block_on(Ports::bind(args))?;
 
     let speculation = args.speculation.speculation(args.speculate_sequences);
-    let model = wiring::load(&package, &backend, &args.model, &limits, speculation.as_ref())?;
+    let mut model = wiring::load(&package, &backend, &args.model, &limits, speculation.as_ref())?;
+    wiring::load_adapters(&mut *model, args.adapters.iter().map(|a| (&*a.name, &*a.path)))?;
     let mut config = EngineConfig::new(limits, package.generation.eos_token_ids.clone());
     config.kv_precision = wiring::kv_precision(&args.model);
     config.speculation = speculation;
