@@ -16,10 +16,11 @@ environment() { # NAME PACKAGE...: made once for these packages
     "$folder/bin/pip" install -q --disable-pip-version-check "${@:2}"
     echo "$packages" >"$folder/installed"
 }
-environment clients 'openai==2.*' 'tritonclient[grpc]==2.*'
+environment clients 'openai==3.*' 'tritonclient[grpc]==2.*'
 environment load 'aiperf==0.13.*'
 
 log=$home/server.log
+: >"$log" # not the one before
 "$binary" serve --grpc-addr 127.0.0.1:0 --http-addr 127.0.0.1:0 2>"$log" &
 server=$!
 trap 'kill -KILL "$server" 2>/dev/null || true' EXIT

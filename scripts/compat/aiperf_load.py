@@ -20,7 +20,6 @@ with tempfile.TemporaryDirectory() as folder:
             "--extra-inputs", "ignore_eos:true", "--no-gpu-telemetry", "--ui", "none",
             "--output-artifact-dir", folder,
         ],
-        env=os.environ | {"HF_HUB_OFFLINE": "1", "TRANSFORMERS_OFFLINE": "1"},
         capture_output=True,
         text=True,
         timeout=600,

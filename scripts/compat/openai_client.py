@@ -40,7 +40,8 @@ def chat():
     assert again.choices[0].message.content == first.choices[0].message.content
 
     with client.chat.completions.stream(**ask) as stream:
-        assert stream.get_final_completion().choices[0].message.content == text
+        stream.until_done()
+        assert stream.current_completion_snapshot.choices[0].message.content == text
 
 
 def samples():
@@ -71,6 +72,33 @@ def completions():
     assert [c.index for c in both.choices] == [0, 1, 2, 3]
 
 
+def forms():
+    schema = {
+        "type": "object",
+        "properties": {"kind": {"enum": ["fire", "theft"]}, "urgent": {"type": "boolean"}},
+        "required": ["kind", "urgent"],
+        "additionalProperties": False,
+        # The default model would go on with white space, which JSON allows, until its tokens are spent.
+        "x-guidance": {"whitespace_flexible": False},
+    }
+    form = {"type": "json_schema", "json_schema": {"name": "report", "schema": schema, "strict": True}}
+    reply = client.chat.completions.create(**(ask | {"max_tokens": 200}), response_format=form)
+    report = json.loads(reply.choices[0].message.content)
+    assert report["kind"] in ("fire", "theft") and isinstance(report["urgent"], bool), report
+    reply = client.chat.completions.create(**ask, extra_body={"guided_choice": ["好", "不好"]})
+    assert reply.choices[0].message.content in ("好", "不好"), reply
+
+    tools = [{"type": "function", "function": {"name": "report", "parameters": schema}}]
+    forced = ask | {"max_tokens": 300, "tools": tools, "tool_choice": "required", "parallel_tool_calls": False}
+    choice = client.chat.completions.create(**forced).choices[0]
+    [call] = choice.message.tool_calls
+    assert (call.function.name, choice.finish_reason) == ("report", "tool_calls"), choice
+    assert json.loads(call.function.arguments)["kind"] in ("fire", "theft"), choice
+    with client.chat.completions.stream(**forced) as stream:
+        [streamed] = stream.get_final_completion().choices[0].message.tool_calls
+    assert (streamed.id, streamed.function.arguments) == (call.id, call.function.arguments)
+
+
 def errors():
     for wrong, param in [
         ({"top_p": 7}, "top_p"),
@@ -87,6 +115,6 @@ def errors():
             raise AssertionError(f"{wrong} was taken")
 
 
-for check in (models, chat, samples, logprobs, completions, errors):
+for check in (models, chat, samples, logprobs, completions, forms, errors):
     check()
     print(f"openai client: {check.__name__}: ok")
