@@ -81,7 +81,7 @@ impl Record {
             prompt_tokens: reply.map_or(0, |r| r.prompt_tokens),
             cached_tokens: reply.and_then(|r| r.cached_tokens),
             completion_tokens,
-            tokens_in_window: tokens_in_window.sum(),
+            tokens_in_window: tokens_in_window.fold(0.0, |sum, tokens| sum + tokens),
             ended_in_window: window.holds(times.ended),
             finish: reply.map(|r| r.finish.clone()),
             error,

@@ -39,7 +39,8 @@ pub struct Found {
 pub async fn connect(args: &TargetArgs, window_bytes: Option<u32>) -> Result<Found, String> {
     let wiring = Wiring { api: args.api, connections: args.connections, window_bytes, model: args.model.clone() };
     if let Some(url) = &args.http {
-        let target = HttpTarget::new(url, &wiring).map_err(|f| f.message)?;
+        let mut target = HttpTarget::new(url, &wiring).map_err(|f| f.message)?;
+        target.choose_model().await.map_err(|f| f.message)?;
         return Ok(Found { target: Target::Http(Box::new(target)), context_tokens: None, vocabulary: None });
     }
     let address = args.grpc.as_deref().unwrap_or_default();
@@ -175,7 +176,7 @@ pub async fn run(args: &RunArgs) -> Result<(), String> {
     lines.end()?;
     report(&summary, args.out.as_deref())?;
     if tally.answered() == 0 {
-        return Err("no request was answered".into());
+        return Err("no request that was due within the window was answered".into());
     }
     trouble.map_or(Ok(()), Err)
 }

@@ -98,16 +98,23 @@ async fn http_request(stream: &mut TcpStream) -> (String, Value) {
         bytes.extend_from_slice(&buffer[..n]);
         let Some(end) = bytes.windows(4).position(|w| w == b"\r\n\r\n") else { continue };
         let head = String::from_utf8(bytes[..end].to_vec()).unwrap().to_lowercase();
-        let length = head.lines().find_map(|line| line.strip_prefix("content-length: ")).unwrap();
+        let length = head.lines().find_map(|line| line.strip_prefix("content-length: ")).unwrap_or("0");
         if bytes.len() >= end + 4 + length.parse::<usize>().unwrap() {
             let path = head.split(' ').nth(1).unwrap().to_string();
-            return (path, serde_json::from_slice(&bytes[end + 4..]).unwrap());
+            return (path, serde_json::from_slice(&bytes[end + 4..]).unwrap_or_default());
         }
     }
 }
 
 async fn http_answer(fake: Fake, mut stream: TcpStream) {
     let (path, body) = http_request(&mut stream).await;
+    if path == "/v1/models" {
+        let list = r#"{"data":[{"id":"toy"},{"id":"other"}]}"#;
+        let head = format!("HTTP/1.1 200 OK\r\nContent-Length: {}\r\nConnection: close\r\n\r\n", list.len());
+        stream.write_all((head + list).as_bytes()).await.unwrap();
+        return;
+    }
+    assert_eq!(body["model"], "toy");
     let seed = body["seed"].as_u64().unwrap();
     let count = body["max_tokens"].as_u64().unwrap() as u32;
     let Some(ids) = fake.answer(seed, count).await else {
@@ -161,7 +168,9 @@ async fn target(protocol: Protocol, fault: Fault) -> Arc<Target> {
                     tokio::spawn(http_answer(fake.clone(), stream));
                 }
             });
-            Arc::new(Target::Http(Box::new(HttpTarget::new(&format!("http://{address}"), &wiring(api)).unwrap())))
+            let mut target = HttpTarget::new(&format!("http://{address}"), &wiring(api)).unwrap();
+            target.choose_model().await.unwrap();
+            Arc::new(Target::Http(Box::new(target)))
         }
     }
 }

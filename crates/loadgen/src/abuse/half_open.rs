@@ -86,7 +86,8 @@ const HALVES: [&str; 4] = [
     "",
     "POST /v1/completions HTTP/1.1\r\nHost: x\r\n",
     "POST /v1/completions HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\nContent-Length: 1000\r\n\r\n",
-    "POST /v1/chat/completions HTTP/1.1\r\nHost: x\r\nContent-Type: text/json\r\nContent-Length: 99\r\n\r\n{\"mod",
+    "POST /v1/chat/completions HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\n\
+     Content-Length: 99\r\n\r\n{\"mod",
 ];
 
 async fn open_http1(address: &str, wanted: usize) -> (Vec<Left>, usize) {

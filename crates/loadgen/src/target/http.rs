@@ -15,6 +15,8 @@ use crate::workload::{Job, Prompt};
 
 /// Bytes of an error's body that are read.
 const ERROR_BYTES_MAX: usize = 64 << 10;
+/// Bytes of a list of models.
+const MODELS_BYTES_MAX: usize = 4 << 20;
 
 #[derive(Debug)]
 pub struct HttpTarget {
@@ -38,8 +40,30 @@ impl HttpTarget {
         let mut connector = HttpConnector::new();
         connector.set_nodelay(true);
         connector.set_recv_buffer_size(wiring.window_bytes.map(|bytes| bytes as usize));
-        let client = Client::builder(TokioExecutor::new()).build(connector);
+        // A connection for each request: one that is kept may be closed by the server just as we send on it, and the
+        // request would count as lost.
+        let client = Client::builder(TokioExecutor::new()).pool_max_idle_per_host(0).build(connector);
         Ok(Self { client, base, api: wiring.api, model: wiring.model.clone() })
+    }
+
+    /// From now on requests name the first model that the server lists, unless they were told another.
+    ///
+    /// # Errors
+    /// When the server lists none.
+    pub async fn choose_model(&mut self) -> Result<(), Failure> {
+        if !self.model.is_empty() {
+            return Ok(());
+        }
+        let response = self.send("GET", "/v1/models", Bytes::new()).await?;
+        if response.status() != StatusCode::OK {
+            return Err(refusal(response).await);
+        }
+        let protocol = |e: &dyn std::fmt::Display| Failure::new(FailureKind::Protocol, format!("/v1/models: {e}"));
+        let body = Limited::new(response.into_body(), MODELS_BYTES_MAX).collect().await.map_err(|e| protocol(&e))?;
+        let models: Value = serde_json::from_slice(&body.to_bytes()).map_err(|e| protocol(&e))?;
+        let first = models["data"][0]["id"].as_str().ok_or_else(|| protocol(&"no model is listed"))?;
+        self.model = first.to_string();
+        Ok(())
     }
 
     pub async fn ask(&self, job: &Job, listening: &mut Listening) -> Result<Reply, Failure> {
@@ -87,7 +111,7 @@ impl HttpTarget {
 /// The path and the body of a job's request.
 fn request(job: &Job, api: Api, model: &str) -> (&'static str, Value) {
     let mut body = json!({
-        "model": if model.is_empty() { "default" } else { model },
+        "model": model,
         "max_tokens": job.max_tokens,
         "temperature": job.temperature,
         "seed": job.seed,

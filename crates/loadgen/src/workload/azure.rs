@@ -5,7 +5,8 @@
 //! tokens and outputs of 129 in conversations, 1500 and 13 in coding. Spreads follow from medians and means,
 //! `sigma = sqrt(2 ln(mean / median))`. The means, 1155 and 211 tokens in conversations and about 2048 and 28 in
 //! coding, are those that later papers quote for the traces; we did not compute them from the data. Real lengths
-//! have humps and a cut-off, and those of prompt and output are related; here they are drawn apart, and arrivals are Poisson.
+//! have humps and a cut-off, and those of prompt and output are related; here they are drawn apart, and arrivals
+//! are Poisson.
 
 use crate::random::Random;
 
