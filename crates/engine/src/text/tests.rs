@@ -8,18 +8,46 @@ use crate::mailbox::Mailbox;
 use crate::stream::{EventSender, StreamStart, channel};
 
 /// Tokens by id; `ä½` and `ł` are the three bytes of 你, cut in two.
-const TOKENS: [&str; 14] =
-    ["a", "b", "c", "<", "think", ">", "</", "ä½", "ł", "Ċ", "<think>", "</think>", "S", "<eos>"];
+const TOKENS: [&str; 24] = [
+    "a",
+    "b",
+    "c",
+    "<",
+    "think",
+    ">",
+    "</",
+    "ä½",
+    "ł",
+    "Ċ",
+    "<think>",
+    "</think>",
+    "S",
+    "<eos>",
+    "<｜tool▁call▁begin｜>",
+    "<｜tool▁sep｜>",
+    "<｜tool▁call▁end｜>",
+    "<tool_call>",
+    "</tool_call>",
+    "{\"name\":\"",
+    "\",\"arguments\":",
+    "{\"",
+    "\":1}",
+    "}",
+];
 const NEWLINE: TokenId = 9;
 const EOS: TokenId = 13;
 const CONTROL: i32 = 3;
+/// The end, and DeepSeek's marks.
+const IS_CONTROL: std::ops::RangeInclusive<TokenId> = 13..=16;
 
 fn tokenizer() -> Arc<Tokenizer> {
     let vocabulary = GgufVocabulary {
         model: "gpt2".into(),
         pre: Some("qwen2".into()),
         tokens: TOKENS.iter().map(|t| t.to_string()).collect(),
-        token_types: (0..TOKENS.len() as TokenId).map(|id| if id == EOS { CONTROL } else { 1 }).collect(),
+        token_types: (0..TOKENS.len() as TokenId)
+            .map(|id| if IS_CONTROL.contains(&id) { CONTROL } else { 1 })
+            .collect(),
         eos_id: Some(EOS),
         ..GgufVocabulary::default()
     };
@@ -56,6 +84,8 @@ fn stream(options: TextOptions, room: usize) -> (EventSender, TextStream, Arc<Ma
 struct Told {
     text: String,
     reasoning: String,
+    /// Names and arguments.
+    calls: Vec<(String, String)>,
     tokens: Vec<TokenId>,
     finished: Option<Finished>,
 }
@@ -65,13 +95,20 @@ fn read(mut stream: TextStream) -> Told {
     while let Some(event) = stream.blocking_next() {
         assert!(told.finished.is_none(), "an event after the end");
         match event {
-            TextEvent::Delta { text, reasoning, tokens, .. } => {
+            TextEvent::Delta { text, reasoning, tool_calls, tokens } => {
                 assert!(told.text.is_empty() || reasoning.is_empty(), "thinking after the answer");
                 told.text += &text;
                 told.reasoning += &reasoning;
                 told.tokens.extend(tokens.iter().map(|t| t.token));
+                for delta in tool_calls {
+                    told.calls.extend(delta.name.map(|name| (name, String::new())));
+                    told.calls[delta.index as usize].1 += &delta.arguments;
+                }
             }
-            TextEvent::Finished(finished) => told.finished = Some(finished),
+            TextEvent::Finished(finished) => {
+                assert_eq!(stream.tool_calls() as usize, told.calls.len());
+                told.finished = Some(finished);
+            }
             other => panic!("{other:?}"),
         }
     }
@@ -107,6 +144,7 @@ fn check(row: &Row<'_>) {
     let want = Told {
         text: row.text.into(),
         reasoning: row.reasoning.into(),
+        calls: Vec::new(),
         tokens: tokens[..completion_tokens as usize].to_vec(),
         finished: Some(Finished { reason: row.reason, usage, seed: 77 }),
     };
@@ -150,6 +188,30 @@ fn thinking_becomes_reasoning() {
     let across = ["bS", "\n\n", "</think>"];
     thinking("<think> a b </think> \\n \\n S c", &across, ("ab", "Sc"), (8, 4), Length);
     thinking("<think> a b </think> \\n \\n S c", &["Sc"], ("ab", ""), (8, 4), Stop);
+}
+
+#[test]
+fn calls_are_told_apart() {
+    let check = |format: ToolFormat, stops: &[&str], tokens: &str, text: &str, calls: &[(&str, &str)]| {
+        let (sender, stream, _) = stream(TextOptions { tools: Some(format), ..options(stops, true) }, 64);
+        say(&sender, &ids(tokens));
+        let told = read(stream);
+        let calls: Vec<_> = calls.iter().map(|&(name, arguments)| (name.to_owned(), arguments.to_owned())).collect();
+        assert_eq!((told.text.as_str(), told.calls), (text, calls), "{tokens}");
+        let reason = if stops.is_empty() { Length } else { Stop };
+        assert_eq!(told.finished.expect("an end").reason, reason);
+    };
+    let call = "<tool_call> {\"name\":\" a \",\"arguments\": {\" b \":1} } </tool_call>";
+    let (hermes, deepseek) = (ToolFormat::Hermes, ToolFormat::DeepSeekV31);
+    check(hermes, &[], &format!("b \\n {call} \\n {call}"), "b", &[("a", "{\"b\":1}"), ("a", "{\"b\":1}")]);
+    // None is made while the model thinks.
+    check(hermes, &[], &format!("<think> {call} </think> c"), "c", &[]);
+    // The marks are special tokens that skipping leaves out of text; without them there would be no call.
+    let call = "<｜tool▁call▁begin｜> a <｜tool▁sep｜> {\" b \":1} <｜tool▁call▁end｜>";
+    check(deepseek, &[], &format!("<eos> c {call} {call}"), "c", &[("a", "{\"b\":1}"), ("a", "{\"b\":1}")]);
+    // A stop string within a call ends it there.
+    check(deepseek, &["1}"], call, "", &[("a", "{\"b\":")]);
+    check(deepseek, &["sep"], call, "<｜tool▁call▁begin｜>a<｜tool▁", &[]);
 }
 
 #[test]
