@@ -11,6 +11,9 @@ use crate::limits::{CHOICES_MAX, DEPTH_MAX, SPEC_BYTES_MAX, TEXT_BYTES_MAX, TOOL
 use crate::vocabulary::Vocabulary;
 use crate::{GrammarError, GrammarSpec, ToolCalls, ToolsGrammar};
 
+/// The key by which a schema may carry llguidance's own options.
+const OPTIONS: &str = "x-guidance";
+
 impl GrammarSpec {
     /// As errors name it.
     pub(crate) fn what(&self) -> &'static str {
@@ -28,10 +31,10 @@ impl GrammarSpec {
 pub(crate) fn translate(spec: &GrammarSpec, vocabulary: &Vocabulary) -> Result<TopLevelGrammar, GrammarError> {
     let what = spec.what();
     match spec {
-        GrammarSpec::JsonObject => Ok(TopLevelGrammar::from_json_schema(json!({"type": "object"}))),
+        GrammarSpec::JsonObject => Ok(TopLevelGrammar::from_json_schema(bounded(&json!({"type": "object"})))),
         GrammarSpec::JsonSchema(schema) => {
             check_schema(what, schema)?;
-            Ok(TopLevelGrammar::from_json_schema(schema.clone()))
+            Ok(TopLevelGrammar::from_json_schema(bounded(schema)))
         }
         GrammarSpec::Regex(regex) => {
             check_count(what, "bytes", regex.len(), TEXT_BYTES_MAX)?;
@@ -72,8 +75,24 @@ fn check_schema(what: &'static str, schema: &Value) -> Result<(), GrammarError> 
     if !schema.is_object() && !schema.is_boolean() {
         return Err(invalid(what, "a schema is a JSON object"));
     }
+    if schema.get(OPTIONS).is_some() {
+        return Err(invalid(what, format!("{OPTIONS} is not supported")));
+    }
     check_count(what, "levels", depth(schema), DEPTH_MAX)?;
     check_size(what, schema.to_string().len())
+}
+
+/// The schema as llguidance is given it. White space between parts is free but bounded: small models else like it so
+/// much that they never end.
+fn bounded(schema: &Value) -> Value {
+    let mut schema = match schema {
+        Value::Bool(true) => json!({}),
+        schema => schema.clone(),
+    };
+    if let Some(fields) = schema.as_object_mut() {
+        fields.insert(OPTIONS.into(), json!({"whitespace_pattern": r"[\x20\x0A\x0D\x09]{1,16}"}));
+    }
+    schema
 }
 
 fn depth(value: &Value) -> usize {
@@ -132,7 +151,7 @@ fn tools_lark(what: &'static str, spec: &ToolsGrammar, vocabulary: &Vocabulary) 
             schema => schema.clone(),
         };
         check_schema(what, &schema)?;
-        let schema = format!("%json {schema}");
+        let schema = format!("%json {}", bounded(&schema));
         bytes += schema.len();
         check_size(what, bytes)?;
         let name = Value::from(tool.name.as_str()).to_string();

@@ -41,6 +41,7 @@ fn what_makes_no_sense_is_refused() {
     check(GrammarSpec::JsonSchema(json!({"type": "string", "pattern": "("})));
     check(GrammarSpec::JsonSchema(json!({"type": "integer", "minimum": 5, "maximum": 4})));
     check(GrammarSpec::JsonSchema(json!(false)));
+    check(GrammarSpec::JsonSchema(json!({"type": "object", "x-guidance": {"lenient": true}})));
     check(GrammarSpec::Regex("(".into()));
     check(GrammarSpec::Regex("(?=a)b".into()));
     check(GrammarSpec::Choice(Vec::new()));
