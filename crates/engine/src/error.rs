@@ -26,6 +26,8 @@ pub enum EngineError {
     /// The grammar that the request asked for does not go on.
     #[error("after token {position}: the grammar: {problem}")]
     Constraint { position: usize, problem: String },
+    #[error("the deadline has passed")]
+    DeadlineExceeded,
     /// A bug of ours; the engine has ended.
     #[error("the engine panicked: {0}")]
     Panicked(String),
@@ -43,6 +45,8 @@ pub enum SubmitError {
     TooLong { prompt_tokens: usize, context_tokens_max: usize },
     #[error("{queue_requests_max} requests are waiting already")]
     QueueFull { queue_requests_max: usize },
+    #[error("{queue_requests_per_tenant_max} requests of tenant {tenant:?} are waiting already")]
+    TenantQueueFull { tenant: Arc<str>, queue_requests_per_tenant_max: usize },
     #[error("the server is shutting down")]
     Draining,
     /// The engine has ended and takes nothing any more.

@@ -72,7 +72,7 @@ impl Engine {
         let (limits, vocab) = (config.limits.clone(), model.config().vocab_size);
         let adapters = model.adapters().to_vec();
         let facts = Facts { limits, vocab, drafts_max, adapters, seeds: RandomState::new() };
-        let mailbox = Arc::new(Mailbox::new(config.limits.queue_requests_max));
+        let mailbox = Arc::new(Mailbox::new(&config.limits));
         let steps = StepLoop::new(model, backend, config, mailbox.clone());
         let steps = steps.map_err(|error| EngineError::Start(error.to_string()))?;
         let thread = std::thread::Builder::new().name("lingqu-engine".into()).spawn(|| steps.run());
@@ -118,13 +118,14 @@ impl EngineHandle {
         let outputs_max = self.check(&request)?;
         let adapter = self.adapter_id(request.adapter.as_deref())?;
         let unread_max = self.facts.limits.unread_tokens_max;
-        self.mailbox.submit(|id| {
+        let tenant = request.service.tenant.clone();
+        self.mailbox.submit(&tenant, |id, place| {
             // 53 bits: exact in JSON as in any other number format a client may use.
             let seed = request.sampling.seed.unwrap_or_else(|| self.facts.seeds.hash_one(id) >> 11);
             let prompt_tokens = request.prompt.len() as u32;
             let start = StreamStart { id, prompt_tokens, seed, drafts_max: self.facts.drafts_max };
             let (sender, stream) = channel(start, unread_max, self.mailbox.clone());
-            (Submission { id, request, constraint, adapter, outputs_max, seed, sender }, stream)
+            (Submission { id, request, constraint, adapter, outputs_max, seed, sender, place }, stream)
         })
     }
 

@@ -19,6 +19,9 @@ pub mod step;
 mod stream;
 pub mod text;
 
+use std::collections::BTreeMap;
+use std::sync::Arc;
+
 use lingqu_backend::KvPrecision;
 use lingqu_types::{Limits, TokenId};
 
@@ -36,6 +39,9 @@ pub struct EngineConfig {
     pub kv_precision: KvPrecision,
     /// Guess at tokens to come and verify several in one step. Only with a model whose prediction layer is loaded.
     pub speculation: Option<Speculation>,
+    pub prefix_sharing: PrefixSharing,
+    /// Shares of tenants, where they have more to do than there is room for; 1 for those that are not named.
+    pub tenant_weights: BTreeMap<Arc<str>, u32>,
 }
 
 /// How far to guess.
@@ -56,9 +62,27 @@ impl Speculation {
     }
 }
 
+/// Who may use blocks of the cache that others computed. The answers are the same; how soon they come may tell one
+/// tenant what another one asked.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum PrefixSharing {
+    #[default]
+    All,
+    /// Requests of one tenant.
+    Tenant,
+    Off,
+}
+
 impl EngineConfig {
     /// What most engines are given.
     pub fn new(limits: Limits, eos_token_ids: Vec<TokenId>) -> Self {
-        Self { limits, eos_token_ids, kv_precision: KvPrecision::Full, speculation: None }
+        Self {
+            limits,
+            eos_token_ids,
+            kv_precision: KvPrecision::Full,
+            speculation: None,
+            prefix_sharing: PrefixSharing::default(),
+            tenant_weights: BTreeMap::new(),
+        }
     }
 }

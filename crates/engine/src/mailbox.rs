@@ -2,12 +2,13 @@
 //!
 //! Every list here is bounded: submissions by `queue_requests_max`, the others by the number of live streams.
 
-use std::collections::VecDeque;
-use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
+use std::collections::{HashMap, VecDeque};
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use lingqu_scheduler::SchedulerLoad;
-use lingqu_types::RequestId;
+use lingqu_types::{Limits, RequestId};
 
 use crate::request::Submission;
 use crate::{EngineError, SubmitError};
@@ -15,6 +16,7 @@ use crate::{EngineError, SubmitError};
 /// Shared by the loop, the handles and the streams.
 pub(crate) struct Mailbox {
     queue_requests_max: usize,
+    queue_requests_per_tenant_max: usize,
     state: Mutex<State>,
     /// The loop waits here for mail.
     mail: Condvar,
@@ -22,9 +24,20 @@ pub(crate) struct Mailbox {
     progress: Condvar,
 }
 
+/// A request that has not begun, counted for its tenant until this is dropped.
+pub(crate) struct QueuePlace(Arc<AtomicUsize>);
+
+impl Drop for QueuePlace {
+    fn drop(&mut self) {
+        self.0.fetch_sub(1, Ordering::Relaxed);
+    }
+}
+
 #[derive(Default)]
 struct State {
     mail: Mail,
+    /// Requests of each tenant that have not begun. Tenants without any are forgotten from time to time.
+    queued: HashMap<Arc<str>, Arc<AtomicUsize>>,
     next_id: u64,
     /// As the loop last said.
     load: SchedulerLoad,
@@ -55,11 +68,23 @@ impl State {
     fn live(&self) -> usize {
         self.mail.submitted.len() + self.load.waiting + self.load.running
     }
+
+    /// One more place for a tenant that has fewer than `max`. Only here, under the lock, counts go up.
+    fn place(&mut self, tenant: &Arc<str>, max: usize) -> Option<QueuePlace> {
+        let count = self.queued.entry(tenant.clone()).or_default();
+        if count.load(Ordering::Relaxed) >= max {
+            return None;
+        }
+        count.fetch_add(1, Ordering::Relaxed);
+        Some(QueuePlace(count.clone()))
+    }
 }
 
 impl Mailbox {
-    pub fn new(queue_requests_max: usize) -> Self {
-        Self { queue_requests_max, state: Mutex::default(), mail: Condvar::new(), progress: Condvar::new() }
+    pub fn new(limits: &Limits) -> Self {
+        let &Limits { queue_requests_max, queue_requests_per_tenant_max, .. } = limits;
+        let (state, mail, progress) = (Mutex::default(), Condvar::new(), Condvar::new());
+        Self { queue_requests_max, queue_requests_per_tenant_max, state, mail, progress }
     }
 
     /// No code that can panic runs under this lock, and its state is whole between any two statements.
@@ -70,7 +95,11 @@ impl Mailbox {
     // ---- clients ----
 
     /// Puts one request into the queue. `make` is given its id; ids ascend in the order of the queue.
-    pub fn submit<T>(&self, make: impl FnOnce(RequestId) -> (Submission, T)) -> Result<T, SubmitError> {
+    pub fn submit<T>(
+        &self,
+        tenant: &Arc<str>,
+        make: impl FnOnce(RequestId, QueuePlace) -> (Submission, T),
+    ) -> Result<T, SubmitError> {
         let mut state = self.lock();
         if state.draining {
             return Err(SubmitError::Draining);
@@ -81,9 +110,16 @@ impl Mailbox {
         if state.mail.submitted.len() + state.load.waiting >= self.queue_requests_max {
             return Err(SubmitError::QueueFull { queue_requests_max: self.queue_requests_max });
         }
+        let Some(place) = state.place(tenant, self.queue_requests_per_tenant_max) else {
+            let queue_requests_per_tenant_max = self.queue_requests_per_tenant_max;
+            return Err(SubmitError::TenantQueueFull { tenant: tenant.clone(), queue_requests_per_tenant_max });
+        };
+        if state.queued.len() > 2 * self.queue_requests_max {
+            state.queued.retain(|_, count| count.load(Ordering::Relaxed) > 0);
+        }
         let id = RequestId(state.next_id);
         state.next_id += 1;
-        let (submission, result) = make(id);
+        let (submission, result) = make(id, place);
         state.mail.submitted.push_back(submission);
         self.mail.notify_one();
         Ok(result)
@@ -114,15 +150,19 @@ impl Mailbox {
 
     // ---- the loop ----
 
-    /// Tells how things stand and takes the mail. If `idle`, sleeps until some comes. `None`: stop.
-    pub fn take(&self, load: SchedulerLoad, idle: bool) -> Option<Mail> {
+    /// Tells how things stand and takes the mail. If `idle`, sleeps until some comes, or `until`. `None`: stop.
+    pub fn take(&self, load: SchedulerLoad, idle: bool, until: Option<Instant>) -> Option<Mail> {
         let mut state = self.lock();
         state.load = load;
         if state.draining {
             self.progress.notify_all();
         }
         while idle && state.mail.is_empty() && !state.stopping {
-            state = self.mail.wait(state).unwrap_or_else(PoisonError::into_inner);
+            state = match until.map(|until| until.saturating_duration_since(Instant::now())) {
+                None => self.mail.wait(state).unwrap_or_else(PoisonError::into_inner),
+                Some(Duration::ZERO) => break,
+                Some(left) => self.mail.wait_timeout(state, left).unwrap_or_else(PoisonError::into_inner).0,
+            };
         }
         if state.stopping {
             return None;
@@ -142,7 +182,8 @@ impl Mailbox {
     pub fn end(&self, why: EngineError) -> Mail {
         let mut state = self.lock();
         state.ended = Some(why);
-        state.load = SchedulerLoad { running: 0, waiting: 0, paused: 0, kv_blocks_used: 0, ..state.load };
+        state.load =
+            SchedulerLoad { running: 0, waiting: 0, paused: 0, kv_blocks_used: 0, kv_blocks_kept: 0, ..state.load };
         self.progress.notify_all();
         std::mem::take(&mut state.mail)
     }

@@ -1,12 +1,15 @@
 //! One request inside the engine: its tokens, its sampler, and what its client is told.
 
+use std::sync::Arc;
+
 use lingqu_sampler::{Constraint, Draw, LogProbs, Sampled, Sampler, SamplerError, TokenMask, Top, top_wanted};
 use lingqu_scheduler::{SliceOutcome, SlicePlan};
 use lingqu_types::request::TopLogprobs;
-use lingqu_types::{AdapterId, FinishReason, GenerateRequest, RequestId, TokenId, TokenOutput, Usage};
+use lingqu_types::{AdapterId, FinishReason, GenerateRequest, RequestId, Service, TokenId, TokenOutput, Usage};
 
+use crate::mailbox::QueuePlace;
 use crate::stream::{EventSender, Finished, PromptLogprobs, TokenEvent};
-use crate::{EngineConfig, EngineError};
+use crate::{EngineConfig, EngineError, PrefixSharing};
 
 /// A request on its way into the loop. It has been checked.
 pub(crate) struct Submission {
@@ -19,6 +22,7 @@ pub(crate) struct Submission {
     pub outputs_max: usize,
     pub seed: u64,
     pub sender: EventSender,
+    pub place: QueuePlace,
 }
 
 /// A request in the loop.
@@ -45,6 +49,11 @@ pub(crate) struct Active {
     /// Positions that the prediction layer's part of the cache holds after the last step; 0 where the newest found no
     /// room.
     pub predicted: usize,
+    /// Given up with its first slice.
+    place: Option<QueuePlace>,
+    /// Tokens that are, or were, in the cache; and of the prompt those that were found there.
+    reached: usize,
+    found: usize,
 }
 
 /// What one row of logits led to.
@@ -55,7 +64,7 @@ enum Drawn {
 
 impl Active {
     pub fn new(submission: Submission, config: &EngineConfig) -> Self {
-        let Submission { mut request, constraint, adapter, outputs_max, seed, sender, .. } = submission;
+        let Submission { mut request, constraint, adapter, outputs_max, seed, sender, place, .. } = submission;
         let tokens = std::mem::take(&mut request.prompt);
         let mut stops = std::mem::take(&mut request.stop.stop_token_ids);
         if !request.stop.ignore_eos {
@@ -79,7 +88,36 @@ impl Active {
             drawn: None,
             drafts: Vec::new(),
             predicted: 0,
+            place: Some(place),
+            reached: 0,
+            found: 0,
         }
+    }
+
+    /// What sharing of blocks depends on besides the tokens; `None`: nothing is shared. An adapter changes what is in a
+    /// block.
+    pub fn namespace(&self, sharing: PrefixSharing) -> Option<Arc<str>> {
+        let tenant: &str = match sharing {
+            PrefixSharing::All => "",
+            PrefixSharing::Tenant => &self.request.service.tenant,
+            PrefixSharing::Off => return None,
+        };
+        match &self.request.adapter {
+            None if tenant.is_empty() => Some(Arc::default()),
+            None => Some(format!("-{tenant}").into()),
+            Some(adapter) => Some(format!("{}+{adapter}{tenant}", adapter.len()).into()),
+        }
+    }
+
+    pub fn service(&self) -> &Service {
+        &self.request.service
+    }
+
+    /// It is part of a step.
+    pub fn on_planned(&mut self, slice: &SlicePlan) {
+        self.place = None;
+        self.found += slice.context.min(self.prompt_tokens).saturating_sub(self.reached);
+        self.reached = self.reached.max(slice.end());
     }
 
     /// Takes the logits of one computed slice, `[slice.logit_rows, vocab]`, and tells the client what follows.
@@ -203,13 +241,14 @@ impl Active {
     /// Ends the stream with an error.
     pub fn fail(&self, error: EngineError) -> SliceOutcome {
         self.sender.fail(error);
-        SliceOutcome::Finished
+        SliceOutcome::Failed
     }
 
     /// Ends the stream.
     pub fn finish(&self, reason: FinishReason, outputs: usize) -> SliceOutcome {
         let usage = Usage {
             prompt_tokens: self.prompt_tokens as u32,
+            cached_prompt_tokens: self.found as u32,
             completion_tokens: outputs as u32,
             reasoning_tokens: 0, // Only text tells; `TextStream` counts them.
         };

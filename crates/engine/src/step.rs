@@ -1,13 +1,14 @@
 //! The step loop: take the mail, plan, compute, draw, tell; again.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
+use std::time::Instant;
 
 use lingqu_backend::{Backend, BackendError, KvSpec, KvStore};
 use lingqu_model::Model;
 use lingqu_sampler::TokenMask;
-use lingqu_scheduler::{NewSequence, Scheduler, SliceOutcome, StepPlan};
+use lingqu_scheduler::{NewSequence, Scheduler, SchedulerConfig, SliceOutcome, StepPlan};
 use lingqu_types::{Batch, FinishReason, RequestId, SequenceSlice};
 
 use crate::draw::{self, FarLogits};
@@ -25,6 +26,8 @@ pub(crate) struct StepLoop {
     mailbox: Arc<Mailbox>,
     /// Every request that the scheduler knows.
     requests: BTreeMap<RequestId, Active>,
+    /// Of the requests that have one, the soonest first.
+    deadlines: BTreeSet<(Instant, RequestId)>,
     batch: Batch,
     /// `[logit_rows_max, vocab]`
     logits: Vec<f32>,
@@ -53,8 +56,12 @@ impl StepLoop {
         let vocab = model.config().vocab_size;
         Ok(Self {
             kv: backend.alloc_kv(&spec)?,
-            scheduler: Scheduler::new(limits),
+            scheduler: Scheduler::new(&SchedulerConfig {
+                limits: limits.clone(),
+                tenant_weights: config.tenant_weights.clone(),
+            }),
             requests: BTreeMap::new(),
+            deadlines: BTreeSet::new(),
             batch: Batch::default(),
             logits: vec![0.0; limits.logit_rows_max * vocab],
             outcomes: Vec::new(),
@@ -88,8 +95,11 @@ impl StepLoop {
 
     fn run_steps(&mut self) -> Result<(), EngineError> {
         let mut idle = true;
-        while let Some(mail) = self.mailbox.take(self.scheduler.load(), idle) {
+        loop {
+            let until = self.deadlines.first().map(|(deadline, _)| *deadline);
+            let Some(mail) = self.mailbox.take(self.scheduler.load(), idle, until) else { break };
             self.read(mail);
+            self.expire();
             idle = !self.step()?;
         }
         Ok(())
@@ -101,7 +111,7 @@ impl StepLoop {
         }
         for id in mail.aborted {
             self.scheduler.abort(id);
-            self.requests.remove(&id);
+            self.forget(id);
         }
         for id in mail.resumed {
             // Word may have come late, from before the present pause: the stream itself knows.
@@ -120,13 +130,45 @@ impl StepLoop {
             request.finish(FinishReason::Length, 0);
             return;
         }
-        self.scheduler.add(NewSequence { id, prompt_tokens, prompt_logits });
+        let service = request.service();
+        self.deadlines.extend(service.deadline.map(|deadline| (deadline, id)));
+        self.scheduler.add(NewSequence {
+            id,
+            prompt_tokens,
+            prompt_logits,
+            priority: service.priority,
+            tenant: service.tenant.clone(),
+            namespace: request.namespace(self.config.prefix_sharing),
+        });
         self.requests.insert(id, request);
+    }
+
+    /// Fails the requests whose time is over, running or not.
+    fn expire(&mut self) {
+        if self.deadlines.is_empty() {
+            return;
+        }
+        let now = Instant::now();
+        while let Some(&(_, id)) = self.deadlines.first().filter(|(deadline, _)| *deadline <= now) {
+            self.scheduler.abort(id);
+            let request = self.forget(id).expect("it has not ended");
+            request.fail(EngineError::DeadlineExceeded);
+        }
+    }
+
+    /// Takes a request out, which the scheduler does not know any more.
+    fn forget(&mut self, id: RequestId) -> Option<Active> {
+        let request = self.requests.remove(&id)?;
+        if let Some(deadline) = request.service().deadline {
+            self.deadlines.remove(&(deadline, id));
+        }
+        Some(request)
     }
 
     /// One step; false if there is nothing to do until mail comes. An error ends the engine.
     fn step(&mut self) -> Result<bool, EngineError> {
-        let Some(plan) = self.scheduler.next_step() else { return Ok(false) };
+        let requests = &self.requests;
+        let Some(plan) = self.scheduler.next_step(&|id| &requests[&id].tokens) else { return Ok(false) };
         self.mailbox.report(self.scheduler.load());
         self.fill_batch(&plan);
         match self.forward(&plan) {
@@ -150,7 +192,8 @@ impl StepLoop {
         for (slice, sequence) in plan.slices.iter().zip(&mut batch.sequences) {
             let start = batch.tokens.len();
             let end = start + slice.rows;
-            let request = &self.requests[&slice.id];
+            let request = self.requests.get_mut(&slice.id).expect("the scheduler knows only live requests");
+            request.on_planned(slice);
             batch.tokens.extend(request.row_tokens(slice));
             batch.logit_rows.extend(((end - slice.logit_rows)..end).map(|row| row as u32));
             sequence.rows = start..end;
@@ -164,6 +207,9 @@ impl StepLoop {
 
     /// Computes the batch and brings its logits to the host, or of far ones what draws need.
     fn forward(&mut self, plan: &StepPlan) -> Result<(), BackendError> {
+        if !plan.copies.is_empty() {
+            self.backend.kv_copy(&mut self.kv, &plan.copies)?;
+        }
         let logits = self.model.forward(&self.batch, &mut self.kv)?; // [logit_rows, vocab]
         match self.batch.logit_rows.len() {
             0 => Ok(()),
@@ -188,14 +234,18 @@ impl StepLoop {
             rest = after;
             let request = self.requests.get_mut(&slice.id).expect("the scheduler knows only live requests");
             let outcome = request.deliver(slice, rows, &mut self.mask);
-            if outcome == SliceOutcome::Finished {
-                self.requests.remove(&slice.id);
-            } else if request.sender.pause() {
+            if matches!(outcome, SliceOutcome::Advanced { .. }) && request.sender.pause() {
                 self.scheduler.set_paused(slice.id, true);
             }
             self.outcomes.push(outcome);
         }
-        self.scheduler.on_step_done(plan, &self.outcomes);
+        let requests = &self.requests;
+        self.scheduler.on_step_done(plan, &self.outcomes, &|id| &requests[&id].tokens);
+        for (slice, at) in plan.slices.iter().zip(0..) {
+            if !matches!(self.outcomes[at], SliceOutcome::Advanced { .. }) {
+                self.forget(slice.id);
+            }
+        }
     }
 
     /// Guesses what comes after the tokens that are known now.
@@ -224,7 +274,7 @@ impl StepLoop {
         tracing::error!("a step of {} rows failed: {error}", plan.rows());
         for slice in &plan.slices {
             self.scheduler.abort(slice.id);
-            if let Some(request) = self.requests.remove(&slice.id) {
+            if let Some(request) = self.forget(slice.id) {
                 request.fail(EngineError::Step(error.clone()));
             }
         }

@@ -2,7 +2,7 @@
 
 mod support;
 
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use lingqu_engine::{EngineError, SubmitError, TokenEvent};
 use lingqu_testkit::toy::{TOY_VOCAB, ToyFaults};
@@ -157,4 +157,57 @@ async fn async_readers_and_finish_reasons() {
     };
     assert_eq!((tokens, finished.reason, finished.usage.completion_tokens), (3, FinishReason::Length, 3));
     assert!(stream.recv().await.is_none());
+}
+
+#[test]
+fn a_tenant_that_floods_the_queue_is_refused_alone() {
+    let limits = Limits { sequences_max: 1, queue_requests_per_tenant_max: 2, ..wide() };
+    let (_engine, handle, control) = start(&limits, ToyFaults::default());
+    let of = |tenant: &str| {
+        let mut request = request(&[1], 4);
+        request.service.tenant = tenant.into();
+        handle.submit(request)
+    };
+    control.hold();
+    let mut streams = vec![of("a").expect("taken")];
+    eventually("the first one runs", || handle.load().running == 1);
+    streams.extend((0..2).map(|_| of("a").expect("taken")));
+    let refused = of("a").err().expect("two wait already");
+    assert_eq!(refused.to_string(), "2 requests of tenant \"a\" are waiting already");
+    streams.push(of("b").expect("another tenant's place"));
+    control.release();
+    for stream in streams {
+        assert_eq!(collect(stream).tokens.len(), 4);
+    }
+    assert_eq!(collect(of("a").expect("its places are free again")).tokens.len(), 4);
+}
+
+#[test]
+fn deadlines_end_what_waits_runs_or_is_paused() {
+    let limits = Limits { sequences_max: 1, ..tight() };
+    let (_engine, handle, control) = start(&limits, ToyFaults::default());
+    let within = |time: Duration| {
+        let mut request = request(&[1, 2], 100);
+        request.service.deadline = Some(Instant::now() + time);
+        handle.submit(request).expect("taken")
+    };
+    control.hold();
+    let running = within(Duration::from_millis(20));
+    let waiting = within(Duration::ZERO);
+    std::thread::sleep(Duration::from_millis(30));
+    control.release();
+    let late = |stream| {
+        let failed = collect(stream).failed;
+        assert!(matches!(failed, Some(EngineError::DeadlineExceeded)), "{failed:?}");
+    };
+    late(running);
+    late(waiting);
+    // Nobody reads it, so the loop sleeps: the deadline wakes it.
+    let steps = control.steps();
+    let paused = within(Duration::from_millis(200));
+    eventually("it runs", || control.steps() > steps);
+    eventually("all blocks free", || handle.load().kv_blocks_used == 0);
+    late(paused);
+    let in_time = within(Duration::from_secs(600));
+    assert_eq!(collect(in_time).tokens.len(), 100);
 }

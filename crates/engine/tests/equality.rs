@@ -13,7 +13,14 @@ use support::{assert_same, collect, plainly, request, start, start_on, tight, wi
 fn random_request(rng: &mut Rng, context: usize) -> GenerateRequest {
     let long = rng.chance(20);
     let prompt = rng.between(1, if long { context - 1 } else { 30 });
-    let prompt: Vec<TokenId> = (0..prompt).map(|_| rng.below(TOY_VOCAB) as TokenId).collect();
+    // Half of them begin with one of three documents, many with nothing else.
+    let document = rng.below(6);
+    let shared = if document > 2 || rng.chance(50) { rng.between(0, prompt) } else { prompt };
+    let token = |i: usize| match document < 3 && i < shared {
+        true => (i * 7 + document * 13) % TOY_VOCAB,
+        false => rng.below(TOY_VOCAB),
+    };
+    let prompt: Vec<TokenId> = (0..prompt).map(token).map(|token| token as TokenId).collect();
     let temperature = if rng.chance(30) { 0.0 } else { rng.between(1, 20) as f32 / 10.0 };
     let penalty = if rng.chance(30) { 1.2 } else { 1.0 };
     let sampling = SamplingParams {
@@ -90,6 +97,7 @@ fn two_hundred_at_once_are_each_as_if_alone() {
         assert!(control.sequences_max() > 4, "they did not run together");
         let load = handle.load();
         assert!(limits != tight() || load.preemptions > 0, "blocks never ran out");
+        assert!(limits != tight() || load.cached_tokens > 0, "nobody shared a block");
         let report = engine.drain(Duration::from_secs(10));
         assert_eq!((report.cut_off, report.stopped), (0, true));
         assert_eq!((handle.load().running, handle.load().waiting, handle.load().kv_blocks_used), (0, 0, 0));
@@ -112,4 +120,28 @@ fn the_engine_reports_a_seed_that_replays_the_answer() {
         let replay = GenerateRequest { sampling, ..unseeded.clone() };
         assert_same(&reply, &plainly(&replay, &limits), "replayed");
     }
+}
+
+#[test]
+fn what_is_in_the_cache_is_not_computed_again_and_says_so() {
+    let limits = Limits { block_tokens: 4, blocks: 200, ..wide() };
+    let (_engine, handle, _) = start(&limits, ToyFaults::default());
+    let prompt: Vec<TokenId> = (0..40).map(|i| i % 60).collect();
+    let check = |request: GenerateRequest, cached: u32| {
+        let reply = collect(handle.submit(request.clone()).expect("taken"));
+        assert_same(&reply, &plainly(&request, &limits), &format!("{request:?}"));
+        assert_eq!(reply.finished.expect("it ends").usage.cached_prompt_tokens, cached, "{request:?}");
+    };
+    check(request(&prompt, 9), 0);
+    // All but the last token, in a copy of the last block.
+    check(request(&prompt, 9), 39);
+    check(request(&prompt[..39], 9), 36);
+    check(request(&[&prompt[..20], &[59, 1, 2]].concat(), 3), 20);
+    check(request(&prompt[1..], 3), 0);
+    // Scores are wanted for every row.
+    check(GenerateRequest { prompt_logprobs: Some(1), ..request(&prompt, 3) }, 0);
+    // Another adapter's blocks hold something else.
+    let adapted = GenerateRequest { adapter: Some("beta".into()), ..request(&prompt, 3) };
+    check(adapted.clone(), 0);
+    check(adapted, 39);
 }

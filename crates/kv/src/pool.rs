@@ -22,10 +22,14 @@ pub enum KvBug {
     DoubleFree(BlockId),
     #[error("block {0:?} is free but was used")]
     UseAfterFree(BlockId),
-    #[error("block {block:?} counts {counted} owners, tables hold it {held} times")]
+    #[error("block {block:?} counts {counted} owners, it is held {held} times")]
     Owners { block: BlockId, counted: u32, held: u32 },
     #[error("block {0:?} is in the free list twice, or in it with an owner, or in neither place")]
     FreeList(BlockId),
+    #[error("block {0:?} is not where the prefix tree, or a table, has it")]
+    Tree(BlockId),
+    #[error("the prefix tree counts its nodes wrongly")]
+    TreeCounts,
 }
 
 /// Every block of the cache: free, or owned by one or several tables.
@@ -108,9 +112,14 @@ impl BlockPool {
 
     /// Checks that every block is either free or counted once for each table that holds it. `tables` are all there are.
     pub fn check<'a>(&self, tables: impl IntoIterator<Item = &'a BlockTable>) -> Result<(), KvBug> {
+        self.check_held(tables.into_iter().flat_map(BlockTable::blocks).copied())
+    }
+
+    /// The same for `holds`: each block once for each of its owners.
+    pub(crate) fn check_held(&self, holds: impl Iterator<Item = BlockId>) -> Result<(), KvBug> {
         let mut held = vec![0u32; self.total()];
-        for block in tables.into_iter().flat_map(BlockTable::blocks) {
-            *held.get_mut(block.0 as usize).ok_or(KvBug::UnknownBlock(*block))? += 1;
+        for block in holds {
+            *held.get_mut(block.0 as usize).ok_or(KvBug::UnknownBlock(block))? += 1;
         }
         let mut listed = vec![0u32; self.total()];
         for block in &self.free {

@@ -66,6 +66,28 @@ impl BlockTable {
         Ok(Some((from, to)))
     }
 
+    /// Whether somebody else owns the block of this position too.
+    pub(crate) fn is_shared(&self, pool: &BlockPool, position: usize) -> bool {
+        pool.owners(self.blocks[position / self.block_tokens]) > 1
+    }
+
+    /// Puts a block, of which the table is an owner, where the table has one or ends. Returns the one that was there.
+    pub(crate) fn put(&mut self, slot: usize, block: BlockId) -> Option<BlockId> {
+        match self.blocks.get_mut(slot) {
+            Some(there) => Some(std::mem::replace(there, block)),
+            None => {
+                assert_eq!(slot, self.blocks.len(), "a table has no gaps");
+                self.blocks.push(block);
+                None
+            }
+        }
+    }
+
+    /// Takes the last block off; it is still owned.
+    pub(crate) fn pop(&mut self) -> Option<BlockId> {
+        self.blocks.pop()
+    }
+
     /// Gives every block back.
     pub fn release(&mut self, pool: &mut BlockPool) {
         self.blocks.drain(..).for_each(|block| pool.release(block));

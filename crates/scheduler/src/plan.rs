@@ -1,11 +1,13 @@
 //! What one step computes, in lengths.
 
-use lingqu_types::RequestId;
+use lingqu_types::{BlockId, RequestId};
 
 /// One step: decodes first, then prompt chunks.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct StepPlan {
     pub slices: Vec<SlicePlan>,
+    /// Blocks to copy, from and to, before anything is computed: a sequence goes on within a block that others share.
+    pub copies: Vec<(BlockId, BlockId)>,
 }
 
 /// The part of one sequence that a step computes.
@@ -31,8 +33,17 @@ pub enum SliceOutcome {
     /// Its rows are in the cache, and so many more tokens are known: none unless the slice reached the end; then one,
     /// and one for each draft that turned out right. Rows of wrong drafts will be written over.
     Advanced { tokens: usize },
-    /// The sequence is over.
+    /// The sequence is over. Its rows, drafts aside, are in the cache.
     Finished,
+    /// The sequence is over, and its rows are nothing to go by.
+    Failed,
+}
+
+impl SlicePlan {
+    /// Known tokens in the cache after the step.
+    pub fn end(&self) -> usize {
+        self.context + self.rows - self.drafts
+    }
 }
 
 impl StepPlan {
@@ -51,5 +62,14 @@ impl StepPlan {
 #[derive(Debug)]
 pub(crate) struct Budget {
     pub rows: usize,
+    /// Of the rows, those that may be of prompts.
+    pub prompt_rows: usize,
     pub logit_rows: usize,
+}
+
+impl Budget {
+    /// A prompt can have a row.
+    pub fn has_row(&self) -> bool {
+        self.rows.min(self.prompt_rows) > 0
+    }
 }

@@ -1,18 +1,46 @@
-//! One sequence as the scheduler sees it: lengths and blocks.
+//! One sequence as the scheduler sees it: lengths, blocks and standing.
+
+use std::sync::Arc;
 
 use lingqu_kv::BlockTable;
-use lingqu_types::RequestId;
+use lingqu_types::{Priority, RequestId};
 
 use crate::plan::{Budget, SlicePlan};
 
 /// A request's summary.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub struct NewSequence {
     pub id: RequestId,
     /// At least 1.
     pub prompt_tokens: usize,
     /// The logits of every prompt row are wanted, once each: log-probabilities of the prompt.
     pub prompt_logits: bool,
+    pub priority: Priority,
+    pub tenant: Arc<str>,
+    /// Blocks are shared within one namespace; `None`: not at all.
+    pub namespace: Option<Arc<str>>,
+}
+
+impl NewSequence {
+    /// A sequence of nobody in particular that shares no block.
+    pub fn new(id: RequestId, prompt_tokens: usize) -> Self {
+        Self {
+            id,
+            prompt_tokens,
+            prompt_logits: false,
+            priority: Priority::default(),
+            tenant: Arc::default(),
+            namespace: None,
+        }
+    }
+}
+
+/// Another sequence that computes what this one would have to.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Awaited {
+    pub id: RequestId,
+    /// Tokens that both begin with, in full blocks.
+    pub tokens: usize,
 }
 
 #[derive(Debug)]
@@ -28,10 +56,27 @@ pub(crate) struct Sequence {
     /// Guesses at its next tokens that its next step may check.
     pub drafts: usize,
     pub table: BlockTable,
+    /// The first so many blocks of the table are in the prefix tree.
+    pub kept_blocks: usize,
+    /// See [`NewSequence::namespace`].
+    pub namespace: Option<Arc<str>>,
+    pub tenant: Arc<str>,
+    priority: Priority,
+    /// A batch sequence that was left out for long: it now goes with the interactive ones.
+    pub sheltered: bool,
+    /// Its tenant has been charged for so many tokens: computing them again is free.
+    pub charged: usize,
+    /// The step that last got it further than ever.
+    pub progressed_at: u64,
+    /// The step that last had a slice of it.
+    pub planned_at: u64,
+    /// The step that last looked at it.
+    pub seen_at: u64,
+    pub awaited: Option<Awaited>,
 }
 
 impl Sequence {
-    pub fn new(new: &NewSequence, block_tokens: usize) -> Self {
+    pub fn new(new: NewSequence, block_tokens: usize, step: u64) -> Self {
         Self {
             tokens: new.prompt_tokens,
             computed: 0,
@@ -40,7 +85,22 @@ impl Sequence {
             paused: false,
             drafts: 0,
             table: BlockTable::new(block_tokens),
+            kept_blocks: 0,
+            namespace: new.namespace,
+            tenant: new.tenant,
+            priority: new.priority,
+            sheltered: false,
+            charged: 0,
+            progressed_at: step,
+            planned_at: 0,
+            seen_at: 0,
+            awaited: None,
         }
+    }
+
+    /// The priority it goes by.
+    pub fn class(&self) -> Priority {
+        if self.sheltered { Priority::Interactive } else { self.priority }
     }
 
     /// Only its newest token is missing from the cache.
@@ -58,31 +118,41 @@ impl Sequence {
         if self.decodes() { self.table.missing_for(self.tokens) } else { 0 }
     }
 
+    /// Tokens that need not be computed if they are found in the cache: all but the last, and none whose logits are
+    /// wanted.
+    pub fn tokens_to_find(&self) -> usize {
+        match (&self.namespace, self.scored < self.prompt_logits) {
+            (None, _) => 0,
+            (Some(_), true) => self.scored,
+            (Some(_), false) => self.tokens - 1,
+        }
+    }
+
     /// As much of what is missing as the step can still hold; `None` if that is nothing.
     pub fn next_slice(&self, id: RequestId, budget: &mut Budget) -> Option<SlicePlan> {
         let missing = self.tokens - self.computed;
         // Rows before the first whose logits are wanted. After the prompt is scored that is the last row of all.
         let first_wanted = self.scored.max(self.computed);
         let plain = if self.scored < self.prompt_logits { first_wanted - self.computed } else { missing - 1 };
-        let rows = missing.min(budget.rows).min(plain + budget.logit_rows);
+        let rows = missing.min(budget.rows).min(budget.prompt_rows).min(plain + budget.logit_rows);
         if rows == 0 {
             return None;
         }
         let logit_rows = rows.saturating_sub(plain);
         budget.rows -= rows;
+        budget.prompt_rows -= rows;
         budget.logit_rows -= logit_rows;
         Some(SlicePlan { id, context: self.computed, rows, drafts: 0, logit_rows, reaches_end: rows == missing })
     }
 
     /// The slice was computed, and so many more tokens are known.
     pub fn advance(&mut self, slice: &SlicePlan, tokens: usize) {
-        let known = slice.rows - slice.drafts;
         match slice.reaches_end {
             true => assert!((1..=1 + slice.drafts).contains(&tokens), "a row's logits say one token"),
             false => assert_eq!(tokens, 0, "the next token is known already"),
         }
         // The newest token's own row is still to come.
-        self.computed = slice.context + known + tokens.saturating_sub(1);
+        self.computed = slice.end() + tokens.saturating_sub(1);
         self.scored = self.scored.max(self.computed.min(self.prompt_logits));
         self.tokens += tokens;
     }

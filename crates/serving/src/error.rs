@@ -71,7 +71,9 @@ impl RequestError {
                     format!("{prompt_tokens} tokens leave no room in a context of {context_tokens_max} tokens");
                 Self::invalid(names.input, problem)
             }
-            SubmitError::QueueFull { .. } => Self::Exhausted(format!("{error}: try again later")),
+            SubmitError::QueueFull { .. } | SubmitError::TenantQueueFull { .. } => {
+                Self::Exhausted(format!("{error}: try again later"))
+            }
             SubmitError::Draining => Self::Unavailable(error.to_string()),
             SubmitError::Ended(cause) => {
                 tracing::error!(%cause, "request refused: the engine has ended");
@@ -84,6 +86,7 @@ impl RequestError {
     pub fn engine(id: RequestId, error: &EngineError) -> Self {
         match error {
             EngineError::Stopped => Self::Unavailable(format!("request {id} was cut off: the server stops")),
+            EngineError::DeadlineExceeded => Self::DeadlineExceeded(format!("request {id}: its deadline has passed")),
             error => Self::internal(id, error),
         }
     }

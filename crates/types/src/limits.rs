@@ -9,10 +9,19 @@ pub struct Limits {
     pub context_tokens_max: usize,
     /// Rows of one step: bounds activation buffers and the time of a step.
     pub batch_rows_max: usize,
+    /// Prompt rows of a step that also decodes: bounds how long prompts hold up the tokens of others. 0: only
+    /// `batch_rows_max` bounds them.
+    pub prompt_rows_max_with_decodes: usize,
     /// Sequences running at once.
     pub sequences_max: usize,
     /// Requests waiting for admission; one more is answered RESOURCE_EXHAUSTED.
     pub queue_requests_max: usize,
+    /// The same for the requests of one tenant that have not begun: one tenant's flood leaves room for others.
+    pub queue_requests_per_tenant_max: usize,
+    /// Steps after which a batch request that got no further goes with the interactive ones: it is not starved.
+    pub batch_wait_steps_max: usize,
+    /// Tenants without any request of which it is remembered what they have had.
+    pub tenants_remembered_max: usize,
     /// Positions in one KV block.
     pub block_tokens: usize,
     /// Blocks of the KV cache.
@@ -34,8 +43,12 @@ impl Limits {
         Self {
             context_tokens_max,
             batch_rows_max: 512.max(sequences_max),
+            prompt_rows_max_with_decodes: 128,
             sequences_max,
             queue_requests_max: 1024,
+            queue_requests_per_tenant_max: 512,
+            batch_wait_steps_max: 256,
+            tenants_remembered_max: 1024,
             block_tokens,
             blocks: tokens.div_ceil(block_tokens) + sequences_max,
             unread_tokens_max: 64,
@@ -43,6 +56,7 @@ impl Limits {
             top_logprobs_max: 64,
         }
     }
+
     /// Checks what the engine relies on: one sequence alone always fits the cache, and every running sequence fits a
     /// step with one row of logits.
     pub fn validate(&self) -> Result<(), InvalidParam> {
@@ -54,6 +68,9 @@ impl Limits {
         at_least("context_tokens_max", self.context_tokens_max, 1, "a sequence holds a token")?;
         at_least("sequences_max", sequences, 1, "one sequence runs")?;
         at_least("queue_requests_max", self.queue_requests_max, 1, "a request passes through the queue")?;
+        let per_tenant = self.queue_requests_per_tenant_max;
+        at_least("queue_requests_per_tenant_max", per_tenant, 1, "a request passes through the queue")?;
+        at_least("tenants_remembered_max", self.tenants_remembered_max, 1, "a tenant comes back")?;
         at_least("unread_tokens_max", self.unread_tokens_max, 1, "a token passes through the stream")?;
         at_least("block_tokens", self.block_tokens, 1, "a block holds a position")?;
         at_least("batch_rows_max", self.batch_rows_max, sequences, "every running sequence takes a row")?;
@@ -80,6 +97,8 @@ mod tests {
         check("context_tokens_max", |l| l.context_tokens_max = 0);
         check("sequences_max", |l| l.sequences_max = 0);
         check("queue_requests_max", |l| l.queue_requests_max = 0);
+        check("queue_requests_per_tenant_max", |l| l.queue_requests_per_tenant_max = 0);
+        check("tenants_remembered_max", |l| l.tenants_remembered_max = 0);
         check("unread_tokens_max", |l| l.unread_tokens_max = 0);
         check("block_tokens", |l| l.block_tokens = 0);
         check("batch_rows_max", |l| l.batch_rows_max = 3);

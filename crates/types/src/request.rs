@@ -80,6 +80,8 @@ pub enum FinishReason {
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Usage {
     pub prompt_tokens: u32,
+    /// Of the prompt tokens, those found in the cache.
+    pub cached_prompt_tokens: u32,
     pub completion_tokens: u32,
     /// Of the completion tokens, those of the thinking part.
     pub reasoning_tokens: u32,

@@ -1,7 +1,7 @@
 use lingqu_testkit::rng::Rng;
 use lingqu_tokenizer::{ChatTemplate, GgufVocabulary};
 use lingqu_types::FinishReason::{Length, Stop};
-use lingqu_types::{RequestId, TokenId};
+use lingqu_types::{Limits, RequestId, TokenId};
 
 use super::*;
 use crate::mailbox::Mailbox;
@@ -74,7 +74,7 @@ fn options(stops: &[&str], thinks: bool) -> TextOptions {
 
 /// A stream whose engine is this test.
 fn stream(options: TextOptions, room: usize) -> (EventSender, TextStream, Arc<Mailbox>) {
-    let mailbox = Arc::new(Mailbox::new(1));
+    let mailbox = Arc::new(Mailbox::new(&Limits::for_context(8, 1)));
     let start = StreamStart { id: RequestId(5), prompt_tokens: 3, seed: 77, drafts_max: 0 };
     let (sender, tokens) = channel(start, room, mailbox.clone());
     (sender, TextStream::new(tokens, tokenizer(), options).expect("valid stops"), mailbox)
@@ -120,7 +120,7 @@ fn say(sender: &EventSender, tokens: &[TokenId]) {
     for &token in tokens {
         sender.send(TokenEvent::Token(TokenOutput { token, logprob: None, top: Vec::new() }));
     }
-    let usage = Usage { prompt_tokens: 3, completion_tokens: tokens.len() as u32, reasoning_tokens: 0 };
+    let usage = Usage { prompt_tokens: 3, completion_tokens: tokens.len() as u32, ..Usage::default() };
     sender.send(TokenEvent::Finished(Finished { reason: FinishReason::Length, usage, seed: 77 }));
 }
 
@@ -140,7 +140,7 @@ fn check(row: &Row<'_>) {
     let tokens = ids(row.tokens);
     say(&sender, &tokens);
     let (completion_tokens, reasoning_tokens) = row.counted;
-    let usage = Usage { prompt_tokens: 3, completion_tokens, reasoning_tokens };
+    let usage = Usage { prompt_tokens: 3, completion_tokens, reasoning_tokens, ..Usage::default() };
     let want = Told {
         text: row.text.into(),
         reasoning: row.reasoning.into(),
@@ -219,10 +219,10 @@ fn a_stop_string_aborts_the_request() {
     let (sender, mut stream, mailbox) = stream(options(&["S"], false), 64);
     say(&sender, &ids("a S"));
     assert!(matches!(stream.blocking_next(), Some(TextEvent::Delta { .. })));
-    assert!(mailbox.take(Default::default(), false).expect("no stop").aborted.is_empty());
+    assert!(mailbox.take(Default::default(), false, None).expect("no stop").aborted.is_empty());
     let last = stream.blocking_next().expect("the token of the stop string");
     assert!(matches!(&last, TextEvent::Delta { text, tokens, .. } if text.is_empty() && tokens.len() == 1), "{last:?}");
-    assert_eq!(mailbox.take(Default::default(), false).expect("no stop").aborted, [RequestId(5)]);
+    assert_eq!(mailbox.take(Default::default(), false, None).expect("no stop").aborted, [RequestId(5)]);
     assert!(matches!(stream.blocking_next(), Some(TextEvent::Finished(f)) if f.reason == FinishReason::Stop));
     assert!(stream.blocking_next().is_none());
 }
@@ -266,7 +266,7 @@ fn pauses_and_wake_ups_meet() {
             for &token in &tokens {
                 sender.send(TokenEvent::Token(TokenOutput { token, logprob: None, top: Vec::new() }));
                 while sender.pause() {
-                    mailbox.take(Default::default(), true).expect("no stop");
+                    mailbox.take(Default::default(), true, None).expect("no stop");
                 }
                 if rng.chance(20) {
                     std::thread::yield_now();

@@ -41,7 +41,7 @@ pub fn finished(answered: Answered<'_>) -> v1::Finished {
         FinishReason::Length => v1::FinishReason::Length,
         FinishReason::Abort => v1::FinishReason::Abort,
     };
-    let Usage { prompt_tokens, completion_tokens, reasoning_tokens } = usage;
+    let Usage { prompt_tokens, completion_tokens, reasoning_tokens, .. } = usage;
     v1::Finished {
         reason: reason.into(),
         usage: Some(v1::Usage { prompt_tokens, completion_tokens, reasoning_tokens }),
