@@ -160,6 +160,16 @@ pub struct ServeArgs {
     /// A LoRA adapter (a PEFT folder) that requests can ask for by this name; may be given several times.
     #[arg(long = "adapter", value_name = "NAME=PATH")]
     pub adapters: Vec<AdapterArg>,
+    /// Tokens that the KV cache holds, for all sequences and for beginnings that are kept [default: a quarter of
+    /// --max-context for each of --max-sequences].
+    #[arg(long, value_name = "N")]
+    pub kv_tokens: Option<NonZeroUsize>,
+    /// Who shares what was computed of prompts that begin alike.
+    #[arg(long, value_enum, default_value = "all")]
+    pub prefix_sharing: Sharing,
+    /// A tenant's share of the machine beside others' [default: 1]; may be given several times.
+    #[arg(long = "tenant-weight", value_name = "NAME=N", value_parser = tenant_weight)]
+    pub tenant_weights: Vec<(String, u32)>,
     /// Seconds that running requests get to finish after SIGTERM.
     #[arg(long, value_name = "SECONDS", default_value = "30")]
     pub drain_timeout: u64,
@@ -168,6 +178,24 @@ pub struct ServeArgs {
     /// With more sequences than this decoding at once, --speculate guesses nothing.
     #[arg(long, value_name = "N", default_value_t = Speculation::SEQUENCES_MAX)]
     pub speculate_sequences: usize,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum Sharing {
+    /// All requests.
+    All,
+    /// Those of one tenant.
+    Tenant,
+    /// None.
+    Off,
+}
+
+fn tenant_weight(text: &str) -> Result<(String, u32), String> {
+    let (name, weight) = text.split_once('=').ok_or("write NAME=N")?;
+    match weight.parse() {
+        Ok(weight @ 1..=1_000_000) if !name.is_empty() => Ok((name.into(), weight)),
+        _ => Err("a name, and a weight of 1 to 1000000".into()),
+    }
 }
 
 #[derive(Debug, Args)]

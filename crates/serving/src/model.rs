@@ -54,15 +54,23 @@ impl Served {
     }
 
     /// # Errors
-    /// [`RequestError::NotFound`] unless `name` is empty or this model's.
+    /// [`RequestError::NotFound`] unless `name` is empty, this model's or one of its adapters'.
     pub fn check_name(&self, name: &str) -> Result<(), RequestError> {
-        match name.is_empty() || name == self.model.card.name {
-            true => Ok(()),
-            false => {
-                let served = &self.model.card.name;
-                Err(RequestError::NotFound(format!("model: this server has no such model; it serves {served:?}")))
-            }
+        self.adapter(name).map(|_| ())
+    }
+
+    /// The adapter that answers for a model of this name: none for the model's own, or for an empty one.
+    ///
+    /// # Errors
+    /// [`RequestError::NotFound`] for any other name.
+    pub fn adapter(&self, name: &str) -> Result<Option<Arc<str>>, RequestError> {
+        let served = &self.model.card.name;
+        if name.is_empty() || name == served {
+            return Ok(None);
         }
+        let adapter = self.model.engine.adapters().iter().find(|adapter| ***adapter == *name).cloned();
+        let unknown = || format!("model: this server has no such model; it serves {served:?} and its adapters");
+        adapter.map(Some).ok_or_else(|| RequestError::NotFound(unknown()))
     }
 
     /// Runs text work on a thread that may block.

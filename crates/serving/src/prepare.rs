@@ -21,7 +21,7 @@ pub(crate) struct Prepared {
 
 /// Checks all that can be told without the engine, cheapest first, then encodes the input and compiles the grammar.
 pub(crate) async fn prepare(served: &Served, ask: Ask) -> Result<Prepared, RequestError> {
-    served.check_name(&ask.model)?;
+    let adapter = served.adapter(&ask.model)?;
     ask.check(served.model.engine.limits().top_logprobs_max)?;
     let tokenizer = &served.model.tokenizer;
     let tools = ask.tools.as_ref().map(|tools| tools.format(tokenizer.chat_template())).transpose()?;
@@ -44,6 +44,7 @@ pub(crate) async fn prepare(served: &Served, ask: Ask) -> Result<Prepared, Reque
         logprobs: ask.logprobs,
         prompt_logprobs: ask.prompt_logprobs,
         service: ask.service,
+        adapter,
         ..GenerateRequest::new(ids)
     };
     let text = TextOptions {

@@ -44,6 +44,8 @@ fn load(page: &mut Page, load: &EngineLoad) {
         ("lingqu_requests_waiting", "Sequences that wait for room.", load.waiting),
         ("lingqu_requests_paused", "Sequences whose client reads slowly.", load.paused),
         ("lingqu_kv_blocks_used", "Cache blocks in use.", load.kv_blocks_used),
+        ("lingqu_kv_blocks_kept", "Cache blocks kept for prompts that begin alike.", load.kv_blocks_kept),
+        ("lingqu_tenants", "Tenants that have requests here.", load.tenants),
         ("lingqu_kv_blocks_total", "Cache blocks there are.", load.kv_blocks_total),
     ];
     for (name, help, value) in gauges {
@@ -51,6 +53,18 @@ fn load(page: &mut Page, load: &EngineLoad) {
     }
     let help = "Sequences sent back to waiting because blocks ran out.";
     page.counter("lingqu_preemptions_total", help, load.preemptions);
+    let counters = [
+        ("lingqu_kv_evictions_total", "Kept cache blocks given to others.", load.kv_evictions),
+        ("lingqu_prefix_cached_tokens_total", "Tokens found in the cache.", load.cached_tokens),
+        ("lingqu_prefix_prompt_tokens_total", "Prompt tokens of admitted requests.", load.prompt_tokens),
+        ("lingqu_computed_tokens_total", "Tokens computed.", load.computed_tokens),
+        ("lingqu_speculative_drafted_tokens_total", "Tokens guessed.", load.drafted),
+        ("lingqu_speculative_accepted_tokens_total", "Guessed tokens that held.", load.accepted),
+        ("lingqu_steps_total", "Steps computed.", load.steps),
+    ];
+    for (name, help, value) in counters {
+        page.counter(name, help, value);
+    }
 }
 
 /// A page of metrics.

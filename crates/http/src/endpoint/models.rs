@@ -25,16 +25,22 @@ pub async fn one(State(app): State<Arc<App>>, Path(id): Path<String>) -> Result<
     }
 }
 
+/// The model, then its adapters: asked for by their names as if they were models.
 fn models(app: &App) -> Vec<Value> {
     let card = &app.served.model.card;
-    vec![json!({
-        "id": card.name,
-        "object": "model",
-        "created": app.started_unix_s,
-        "owned_by": "lingqu",
-        "root": card.name,
-        "parent": null,
-        "max_model_len": app.served.model.engine.limits().context_tokens_max,
-        "fingerprint": card.fingerprint,
-    })]
+    let engine = &app.served.model.engine;
+    let model = |id: &str, parent: Option<&str>| {
+        json!({
+            "id": id,
+            "object": "model",
+            "created": app.started_unix_s,
+            "owned_by": "lingqu",
+            "root": card.name,
+            "parent": parent,
+            "max_model_len": engine.limits().context_tokens_max,
+            "fingerprint": card.fingerprint,
+        })
+    };
+    let adapters = engine.adapters().iter().map(|adapter| model(adapter, Some(&card.name)));
+    std::iter::once(model(&card.name, None)).chain(adapters).collect()
 }

@@ -83,18 +83,19 @@ impl UsageTotal {
         let total = &mut self.0;
         if sample.is_multiple_of(samples_per_prompt) {
             total.prompt_tokens += usage.prompt_tokens;
+            total.cached_prompt_tokens += usage.cached_prompt_tokens;
         }
         total.completion_tokens += usage.completion_tokens;
         total.reasoning_tokens += usage.reasoning_tokens;
     }
 
     pub fn json(&self) -> Value {
-        let Usage { prompt_tokens, completion_tokens, reasoning_tokens, .. } = self.0;
+        let Usage { prompt_tokens, completion_tokens, reasoning_tokens, cached_prompt_tokens } = self.0;
         json!({
             "prompt_tokens": prompt_tokens,
             "completion_tokens": completion_tokens,
             "total_tokens": u64::from(prompt_tokens) + u64::from(completion_tokens),
-            "prompt_tokens_details": {"cached_tokens": 0},
+            "prompt_tokens_details": {"cached_tokens": cached_prompt_tokens},
             "completion_tokens_details": {"reasoning_tokens": reasoning_tokens},
         })
     }

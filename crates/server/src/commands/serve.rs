@@ -5,7 +5,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::{Context, Result};
-use lingqu_engine::{Engine, EngineConfig};
+use lingqu_engine::{Engine, EngineConfig, PrefixSharing};
 use lingqu_grpc::GrpcConfig;
 use lingqu_http::HttpConfig;
 use lingqu_model::Package;
@@ -15,9 +15,9 @@ use tokio::net::TcpListener;
 use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::sync::watch;
 
-use crate::cli::ServeArgs;
+use crate::cli::{ServeArgs, Sharing};
 use crate::embedded::model_name;
-use crate::wiring;
+use crate::{Usage, wiring};
 
 /// Threads that speak gRPC and HTTP; the model's own threads are separate.
 const NETWORK_THREADS: usize = 2;
@@ -44,6 +44,12 @@ pub fn run(args: &ServeArgs) -> Result<()> {
     let mut config = EngineConfig::new(limits, package.generation.eos_token_ids.clone());
     config.kv_precision = wiring::kv_precision(&args.model);
     config.speculation = speculation;
+    config.prefix_sharing = match args.prefix_sharing {
+        Sharing::All => PrefixSharing::All,
+        Sharing::Tenant => PrefixSharing::Tenant,
+        Sharing::Off => PrefixSharing::Off,
+    };
+    config.tenant_weights = args.tenant_weights.iter().map(|(name, weight)| (name.as_str().into(), *weight)).collect();
     let engine = Engine::start(model, backend.clone(), config)?;
     let served = ServedModel {
         engine: engine.handle(),
@@ -71,6 +77,10 @@ fn limits(args: &ServeArgs, package: &Package) -> Result<Limits> {
     let context = wiring::context_tokens_max(package, args.max_context.map(|n| n.get()))?;
     let mut limits = Limits::for_context(context, args.max_sequences.get());
     limits.queue_requests_max = args.max_queue.get();
+    if let Some(tokens) = args.kv_tokens {
+        limits.blocks = tokens.get().div_ceil(limits.block_tokens);
+        limits.validate().map_err(|error| Usage(format!("--kv-tokens {tokens}: {error}")))?;
+    }
     Ok(limits)
 }
 
