@@ -12,7 +12,7 @@ use tonic::{Request, Status};
 
 use crate::convert::event::{Answered, PromptParts, delta, finished};
 use crate::convert::generate::ask;
-use crate::convert::service::deadline;
+use crate::convert::service::FromHeaders;
 use crate::status::status;
 
 /// The events of a generation. Dropping it before its end stops the generation.
@@ -26,8 +26,8 @@ pub(crate) struct Events {
 impl Events {
     /// Checks and submits a request.
     pub async fn start(served: Arc<Served>, request: Request<v1::GenerateRequest>) -> Result<Self, Status> {
-        let deadline = deadline(request.metadata())?;
-        let asked = ask(request.into_inner(), deadline, &served.model.default_sampling)?;
+        let headers = FromHeaders::read(request.metadata())?;
+        let asked = ask(request.into_inner(), &headers, &served.model.default_sampling)?;
         let reply = Reply::start(&served, asked).await.map_err(status)?;
         Ok(Self { served, reply, prompt_parts: None })
     }
@@ -49,8 +49,8 @@ impl Events {
                 Ok(ReplyEvent::Prompt { tokens, scores }) => {
                     self.prompt_parts = Some(PromptParts::new(tokens, scores));
                 }
-                Ok(ReplyEvent::Delta { text, reasoning, tokens, .. }) => {
-                    return Some(Ok(Event::Delta(delta(tokenizer, text, reasoning, tokens))));
+                Ok(ReplyEvent::Delta { text, reasoning, tool_calls, tokens }) => {
+                    return Some(Ok(Event::Delta(delta(tokenizer, text, reasoning, tool_calls, tokens))));
                 }
                 Ok(ReplyEvent::Finished(end)) => return Some(Ok(self.finish(end))),
                 Err(error) => return Some(Err(status(error))),
@@ -103,6 +103,12 @@ fn append(reply: &mut v1::GenerateReply, event: Event) {
             reply.reasoning += &part.reasoning;
             reply.token_ids.extend(part.token_ids);
             reply.logprobs.extend(part.logprobs);
+            for piece in part.tool_calls {
+                match reply.tool_calls.last_mut().filter(|call| call.index == piece.index) {
+                    Some(call) => call.arguments += &piece.arguments,
+                    None => reply.tool_calls.push(piece),
+                }
+            }
         }
         Event::Finished(end) => reply.finished = Some(end),
     }

@@ -1,5 +1,7 @@
 //! What may be asked, whatever the protocol.
 
+use std::sync::Arc;
+
 use lingqu_types::sampling::InvalidParam;
 use lingqu_types::{SamplingParams, Service, StopConditions};
 
@@ -35,6 +37,8 @@ pub struct Ask {
     /// Holds for the answer, after a reasoning model's thinking.
     pub format: Option<Format>,
     pub tools: Option<Tools>,
+    /// Name of the LoRA adapter that answers; `None`: what `model` names.
+    pub adapter: Option<Arc<str>>,
     /// Samples: 1 to [`CHOICES_MAX`]. Sample `i` is drawn with the seed plus `i`.
     pub choices: u32,
     pub service: Service,
@@ -71,6 +75,7 @@ impl Ask {
             split_reasoning: true,
             format: None,
             tools: None,
+            adapter: None,
             choices: 1,
             service: Service::default(),
             names,

@@ -63,7 +63,9 @@ impl RequestError {
         match error {
             SubmitError::Invalid(InvalidParam { field, problem }) => match field {
                 "prompt" | "token_ids" => Self::invalid(names.input, problem),
-                "logprobs" | "prompt_logprobs" | "stop_token_ids" | "max_tokens" => Self::invalid(field, problem),
+                "logprobs" | "prompt_logprobs" | "stop_token_ids" | "max_tokens" | "adapter" => {
+                    Self::invalid(field, problem)
+                }
                 sampling => Self::invalid(&names.sampling(sampling), problem),
             },
             SubmitError::TooLong { prompt_tokens, context_tokens_max } => {

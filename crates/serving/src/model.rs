@@ -73,6 +73,16 @@ impl Served {
         adapter.map(Some).ok_or_else(|| RequestError::NotFound(unknown()))
     }
 
+    /// # Errors
+    /// [`RequestError::NotFound`], naming `field`, for an adapter that the server was not started with.
+    pub fn check_adapter(&self, field: &str, name: &str) -> Result<(), RequestError> {
+        let known = self.model.engine.adapters();
+        match known.iter().any(|adapter| **adapter == *name) {
+            true => Ok(()),
+            false => Err(RequestError::NotFound(format!("{field}: this server has no such adapter; it has {known:?}"))),
+        }
+    }
+
     /// Runs text work on a thread that may block.
     pub async fn off_thread<T: Send + 'static>(
         &self,

@@ -21,7 +21,10 @@ pub(crate) struct Prepared {
 
 /// Checks all that can be told without the engine, cheapest first, then encodes the input and compiles the grammar.
 pub(crate) async fn prepare(served: &Served, ask: Ask) -> Result<Prepared, RequestError> {
-    let adapter = served.adapter(&ask.model)?;
+    let of_model = served.adapter(&ask.model)?;
+    if let Some(adapter) = &ask.adapter {
+        served.check_adapter("adapter", adapter)?;
+    }
     ask.check(served.model.engine.limits().top_logprobs_max)?;
     let tokenizer = &served.model.tokenizer;
     let tools = ask.tools.as_ref().map(|tools| tools.format(tokenizer.chat_template())).transpose()?;
@@ -44,7 +47,7 @@ pub(crate) async fn prepare(served: &Served, ask: Ask) -> Result<Prepared, Reque
         logprobs: ask.logprobs,
         prompt_logprobs: ask.prompt_logprobs,
         service: ask.service,
-        adapter,
+        adapter: ask.adapter.or(of_model),
         ..GenerateRequest::new(ids)
     };
     let text = TextOptions {
@@ -81,6 +84,7 @@ async fn constraints(
 fn grammar_error(field: &'static str, error: GrammarError) -> RequestError {
     match error {
         GrammarError::Vocabulary { .. } => RequestError::internal_task("compiling a grammar", error),
+        GrammarError::Invalid { what, problem } if what == field => RequestError::invalid(field, problem),
         error => RequestError::invalid(field, error),
     }
 }

@@ -4,7 +4,7 @@ use std::vec;
 
 use lingqu_engine::{Finished, PromptLogprobs};
 use lingqu_proto::v1;
-use lingqu_tokenizer::Tokenizer;
+use lingqu_tokenizer::{Tokenizer, ToolCallDelta};
 use lingqu_types::request::TopLogprobs;
 use lingqu_types::{FinishReason, SamplingParams, TokenId, TokenOutput, Usage};
 
@@ -13,14 +13,26 @@ use super::sampling::sampling_on_wire;
 /// Log-probabilities in one part of a prompt's, at most: keeps events some 100 KB large.
 const ENTRIES_PER_PART: usize = 4096;
 
-/// Newly generated tokens; `with_logprobs` if they were asked for.
-pub fn delta(tokenizer: &Tokenizer, text: String, reasoning: String, tokens: Vec<TokenOutput>) -> v1::Delta {
+/// What newly generated tokens added; their log-probabilities if they were asked for.
+pub fn delta(
+    tokenizer: &Tokenizer,
+    text: String,
+    reasoning: String,
+    tool_calls: Vec<ToolCallDelta>,
+    tokens: Vec<TokenOutput>,
+) -> v1::Delta {
     let token_ids = tokens.iter().map(|t| t.token).collect();
     let logprobs = tokens.into_iter().filter_map(|t| {
         let logprob = t.logprob?; // None: not asked for
         Some(token_logprobs(tokenizer, t.token, Some(logprob), t.top))
     });
-    v1::Delta { text, reasoning, token_ids, logprobs: logprobs.collect() }
+    let logprobs = logprobs.collect();
+    v1::Delta { text, reasoning, token_ids, logprobs, tool_calls: tool_calls.into_iter().map(tool_call).collect() }
+}
+
+fn tool_call(call: ToolCallDelta) -> v1::ToolCallDelta {
+    let ToolCallDelta { index, id, name, arguments } = call;
+    v1::ToolCallDelta { index, id: id.unwrap_or_default(), name: name.unwrap_or_default(), arguments }
 }
 
 /// The end of a generation, less who answered.
@@ -41,10 +53,10 @@ pub fn finished(answered: Answered<'_>) -> v1::Finished {
         FinishReason::Length => v1::FinishReason::Length,
         FinishReason::Abort => v1::FinishReason::Abort,
     };
-    let Usage { prompt_tokens, completion_tokens, reasoning_tokens, .. } = usage;
+    let Usage { prompt_tokens, cached_prompt_tokens, completion_tokens, reasoning_tokens } = usage;
     v1::Finished {
         reason: reason.into(),
-        usage: Some(v1::Usage { prompt_tokens, completion_tokens, reasoning_tokens }),
+        usage: Some(v1::Usage { prompt_tokens, completion_tokens, reasoning_tokens, cached_prompt_tokens }),
         sampling: Some(v1::Sampling { seed: Some(seed), ..sampling_on_wire(sampling) }),
         model: model.to_owned(),
         model_fingerprint: model_fingerprint.to_owned(),

@@ -1,7 +1,6 @@
 //! One request from its tensors to its last response.
 
 use std::sync::atomic::{AtomicUsize, Ordering};
-use std::time::Instant;
 
 use futures_util::future::try_join_all;
 use lingqu_engine::Finished;
@@ -16,6 +15,7 @@ use super::model::check_version;
 use super::options::Options;
 use super::outputs::{self, Elements, Layout, Wanted};
 use super::tensor::{Tensor, Value, parameter, tensors};
+use crate::convert::service::FromHeaders;
 use crate::status::{invalid, status, too_many};
 
 /// Prompts of one request.
@@ -44,8 +44,8 @@ struct Prompt {
     echo: String,
 }
 
-/// Reads a request. `deadline` is the call's own.
-pub fn job(served: &Served, request: ModelInferRequest, deadline: Option<Instant>) -> Result<Job, Status> {
+/// Reads a request.
+pub fn job(served: &Served, request: ModelInferRequest, headers: &FromHeaders) -> Result<Job, Status> {
     let ModelInferRequest { model_name, model_version, id, parameters, inputs, outputs, raw_input_contents } = request;
     served.check_name(&model_name).map_err(status)?;
     check_version("model_version", &model_version)?;
@@ -69,15 +69,13 @@ pub fn job(served: &Served, request: ModelInferRequest, deadline: Option<Instant
         let value = parameter(value).ok_or_else(|| invalid(&name, "holds no value"))?;
         common.set(&name, &[value])?;
     }
-    if let Some(deadline) = deadline {
-        common.end_by(deadline);
-    }
     let mut options = vec![common; count];
     for input in &inputs {
         for (index, options) in options.iter_mut().enumerate() {
             options.set(&input.name, values_of(input, index, count)?)?;
         }
     }
+    options.iter_mut().for_each(|options| options.heed(headers));
     let stream = options.iter().any(|o| o.stream);
     if stream && count > 1 {
         return Err(invalid(TEXT_INPUT, "a request that streams has one prompt"));

@@ -18,7 +18,7 @@ const PLATFORM: &str = "lingqu";
 
 /// Inputs by name, with datatype and dimensions. `options` takes more names than these: those of other backends for
 /// the same things.
-const INPUTS: [(&str, &str, i64); 28] = [
+const INPUTS: [(&str, &str, i64); 33] = [
     ("text_input", "BYTES", 1),
     ("stream", "BOOL", 1),
     ("max_tokens", "INT32", 1),
@@ -47,6 +47,11 @@ const INPUTS: [(&str, &str, i64); 28] = [
     ("tenant", "BYTES", 1),
     ("timeout", "UINT64", 1),
     ("logprobs", "INT32", 1),
+    ("adapter", "BYTES", 1),
+    ("guided_json", "BYTES", 1),
+    ("guided_regex", "BYTES", 1),
+    ("guided_choice", "BYTES", -1),
+    ("guided_grammar", "BYTES", 1),
 ];
 
 /// NOT_FOUND for a version that is not served.
@@ -180,7 +185,7 @@ mod tests {
     fn every_stated_input_is_taken() {
         for (name, datatype, _) in &INPUTS[1..] {
             let value = match *datatype {
-                "BYTES" if *name == "sampling_parameters" => Value::Text("{}".into()),
+                "BYTES" if ["sampling_parameters", "guided_json"].contains(name) => Value::Text("{}".into()),
                 "BYTES" => Value::Text("batch".into()),
                 "BOOL" => Value::Bool(true),
                 "FP32" => Value::Float(0.5),

@@ -3,14 +3,16 @@
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use lingqu_serving::Input;
-use lingqu_serving::{Ask, FieldNames};
+use lingqu_grammar::GrammarSpec;
+use lingqu_serving::{Ask, FieldNames, Format, Input};
 use lingqu_tokenizer::EncodeOptions;
 use lingqu_types::{Priority, SamplingParams};
 use serde_json::Value as Json;
 use tonic::Status;
 
 use super::tensor::Value;
+use crate::convert::format::json_schema;
+use crate::convert::service::FromHeaders;
 use crate::status::{invalid, too_many};
 
 const NAMES: FieldNames = FieldNames { input: "text_input", sampling_prefix: "" };
@@ -44,10 +46,9 @@ impl Options {
         Ask { input: Input::Text { text, options: self.encode }, ..self.ask.clone() }
     }
 
-    /// An earlier deadline than any that is set holds.
-    pub fn end_by(&mut self, deadline: Instant) {
-        let service = &mut self.ask.service;
-        service.deadline = Some(service.deadline.map_or(deadline, |earlier| earlier.min(deadline)));
+    /// Headers come before what the request says.
+    pub fn heed(&mut self, headers: &FromHeaders) {
+        self.ask.service = headers.over(std::mem::take(&mut self.ask.service));
     }
 
     /// Log-probabilities of the output's tokens are needed.
@@ -61,7 +62,7 @@ impl Options {
     /// INVALID_ARGUMENT naming it, for an unknown name too: an option that is not heeded must not pass for one that is.
     pub fn set(&mut self, name: &str, values: &[Value]) -> Result<(), Status> {
         let given = Given { name, values };
-        if self.set_sampling(given)? || self.set_text(given)? || self.set_service(given)? {
+        if self.set_sampling(given)? || self.set_text(given)? || self.set_service(given)? || self.set_form(given)? {
             return Ok(());
         }
         match name {
@@ -127,17 +128,41 @@ impl Options {
         match given.name {
             "priority" => self.ask.service.priority = given.priority()?,
             "tenant" => self.ask.service.tenant = Arc::from(given.text()?),
+            "adapter" | "lora_name" => {
+                let name = given.text()?;
+                self.ask.adapter = (!name.is_empty()).then(|| Arc::from(name));
+            }
             // Microseconds, as Triton has it; 0 is none.
             "timeout" => match given.u64()? {
                 0 => {}
                 micros => {
                     let deadline = Instant::now().checked_add(Duration::from_micros(micros));
-                    self.end_by(deadline.ok_or_else(|| invalid(given.name, "too long"))?);
+                    self.ask.service.deadline = Some(deadline.ok_or_else(|| invalid(given.name, "too long"))?);
                 }
             },
             _ => return Ok(false),
         }
         Ok(true)
+    }
+
+    /// The form of the answer, by vLLM's names.
+    fn set_form(&mut self, given: Given<'_>) -> Result<bool, Status> {
+        let (field, spec) = match given.name {
+            "guided_json" => ("guided_json", json_schema("guided_json", given.text()?)?),
+            "guided_regex" => ("guided_regex", GrammarSpec::Regex(given.text()?.into())),
+            "guided_choice" => ("guided_choice", GrammarSpec::Choice(given.texts()?)),
+            "guided_grammar" => ("guided_grammar", GrammarSpec::Lark(given.text()?.into())),
+            _ => return Ok(false),
+        };
+        match &self.ask.format {
+            Some(other) if other.field != field => {
+                Err(invalid(field, format_args!("cannot be together with {}", other.field)))
+            }
+            _ => {
+                self.ask.format = Some(Format { spec, field });
+                Ok(true)
+            }
+        }
     }
 
     fn returns(&mut self, output: &'static str, wanted: bool) {
@@ -160,6 +185,8 @@ impl Options {
                 Json::Array(items) if items.len() > JSON_VALUES_MAX => {
                     return Err(too_many(&member, items.len(), JSON_VALUES_MAX));
                 }
+                // A schema as it stands, not as its text.
+                Json::Object(_) if member == "guided_json" => vec![Value::Text(json.to_string())],
                 Json::Array(items) => items.into_iter().map(|item| scalar(&member, item)).collect::<Result<_, _>>()?,
                 json => vec![scalar(&member, json)?],
             };
@@ -328,6 +355,16 @@ mod tests {
         assert_eq!(&*ask("tenant", text("fire")).service.tenant, "fire");
         assert!(ask("timeout", Value::Int(1000)).service.deadline.is_some());
         assert_eq!(ask("end_id", Value::Int(3)).stop.stop_token_ids, [3]);
+        assert_eq!(ask("lora_name", text("alpha")).adapter.as_deref(), Some("alpha"));
+        assert_eq!(ask("adapter", text("")).adapter, None);
+        let form = |name: &str, values: &[Value]| set(name, values).expect(name).format.expect("a form").spec;
+        let schema = || GrammarSpec::JsonSchema(serde_json::json!({"type": "object"}));
+        assert_eq!(form("guided_json", &[text(r#"{"type": "object"}"#)]), schema());
+        assert_eq!(form("sampling_parameters", &[text(r#"{"guided_json": {"type": "object"}}"#)]), schema());
+        assert_eq!(form("guided_regex", &[text("a+")]), GrammarSpec::Regex("a+".into()));
+        let either = GrammarSpec::Choice(vec!["a".into(), "b".into()]);
+        assert_eq!(form("guided_choice", &[text("a"), text("b")]), either);
+        assert_eq!(form("sampling_parameters", &[text(r#"{"guided_choice": ["a", "b"]}"#)]), either);
         let words = set("stop_words", &[text("a"), text(""), text("b")]).expect("words");
         assert_eq!(words.stop_strings, ["a", "b"]);
         let json = r#"{"temperature": "0.1", "top_p": 0.95, "max_tokens": "100", "stop": ["x"], "seed": null, "n": 1}"#;
@@ -362,5 +399,8 @@ mod tests {
         check("sampling_parameters", &[text(r#"{"top_p": {}}"#)], "top_p");
         check("sampling_parameters", &[text(r#"{"sampling_parameters": "{}"}"#)], "sampling_parameters");
         check("sampling_parameters", &[text(r#"{"zeal": 1}"#)], "zeal");
+        check("guided_json", &[text("{")], "guided_json");
+        let both = r#"{"guided_choice": ["a"], "guided_regex": "a"}"#;
+        check("sampling_parameters", &[text(both)], "guided_regex");
     }
 }

@@ -9,12 +9,13 @@ use lingqu_proto::inference::{ModelInferRequest, ModelInferResponse, ModelStream
 use tonic::Status;
 
 use super::infer::{Job, Pieces, head, job, set_final};
+use crate::convert::service::FromHeaders;
 use crate::service::kserve::Kserve;
 
 /// A stream under way. Dropping it stops all its generations.
 struct Session<R> {
     service: Arc<Kserve>,
-    deadline: Option<Instant>,
+    headers: FromHeaders,
     /// `None` once the client has said all.
     requests: Option<R>,
     /// The next response of each request.
@@ -27,13 +28,12 @@ struct Session<R> {
 pub fn responses<R>(
     service: Arc<Kserve>,
     requests: R,
-    deadline: Option<Instant>,
+    headers: FromHeaders,
 ) -> impl Stream<Item = Result<ModelStreamInferResponse, Status>> + Send
 where
     R: Stream<Item = Result<ModelInferRequest, Status>> + Send + Unpin,
 {
-    let session =
-        Session { service, deadline, requests: Some(requests), running: FuturesUnordered::new(), error: None };
+    let session = Session { service, headers, requests: Some(requests), running: FuturesUnordered::new(), error: None };
     stream::unfold(session, |mut session| async move {
         let response = session.next().await?;
         Some((response, session))
@@ -67,7 +67,7 @@ where
         let service = Arc::clone(&self.service);
         let began = Instant::now();
         let id = request.id.chars().take(ID_CHARS_MAX).collect();
-        let (step, prompts) = match job(&service.served, request, self.deadline) {
+        let (step, prompts) = match job(&service.served, request, &self.headers) {
             Ok(job) => {
                 let prompts = job.prompt_count();
                 (Step::Asked(job), prompts)

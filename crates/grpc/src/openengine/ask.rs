@@ -1,13 +1,16 @@
 //! A generation as OpenEngine asks for it, as a question.
 
+use lingqu_grammar::GrammarSpec;
 use lingqu_proto::openengine as wire;
 use lingqu_proto::openengine::candidate_token_selection::Selection;
 use lingqu_proto::openengine::generate_request::Input as WireInput;
+use lingqu_proto::openengine::guided_decoding::Guide;
 use lingqu_proto::openengine::stop_condition::Condition;
-use lingqu_serving::{Ask, FieldNames, Input};
+use lingqu_serving::{Ask, FieldNames, Format, Input};
 use lingqu_types::{SamplingParams, Service};
 use tonic::Status;
 
+use crate::convert::format::json_schema;
 use crate::convert::input;
 use crate::status::invalid;
 
@@ -38,15 +41,11 @@ pub fn question(
         return Err(invalid("media", "this model reads text alone"));
     }
     check_kv(request.kv.unwrap_or_default())?;
-    if !request.lora_name.is_empty() {
-        return Err(Status::failed_precondition("lora_name: this engine has no adapters"));
-    }
-    if request.guided.is_some_and(|guided| guided.guide.is_some()) {
-        return Err(Status::failed_precondition("guided: this engine does not guide decoding"));
-    }
     let names = FieldNames { input: field, sampling_prefix: "sampling." };
     // Clients tell thinking and tool calls apart by themselves: they get the text as it is.
     let mut ask = Ask { model: request.model, service, split_reasoning: false, ..Ask::new(input, defaults, names) };
+    ask.adapter = (!request.lora_name.is_empty()).then(|| request.lora_name.into());
+    ask.format = format(request.guided.unwrap_or_default())?;
     set_sampling(&mut ask, request.sampling.unwrap_or_default())?;
     set_stopping(&mut ask, request.stopping.unwrap_or_default())?;
     let prompt_start = set_response(&mut ask, request.response.unwrap_or_default())?;
@@ -64,6 +63,26 @@ fn check_kv(kv: wire::KvOptions) -> Result<(), Status> {
         return Err(invalid("kv.cache_salt", "is not supported"));
     }
     Ok(())
+}
+
+/// The one engine that clients may ask for by name.
+const GRAMMAR_BACKEND: &str = "llguidance";
+
+fn format(wire: wire::GuidedDecoding) -> Result<Option<Format>, Status> {
+    if !wire.backend.is_empty() && wire.backend != GRAMMAR_BACKEND {
+        return Err(invalid("guided.backend", format_args!("only {GRAMMAR_BACKEND} is supported")));
+    }
+    let (field, spec) = match wire.guide {
+        None => return Ok(None),
+        Some(Guide::JsonSchema(text)) => ("guided.json_schema", json_schema("guided.json_schema", &text)?),
+        Some(Guide::Regex(text)) => ("guided.regex", GrammarSpec::Regex(text)),
+        // Which notation is meant is not said; one that is not Lark is refused as it is read.
+        Some(Guide::EbnfGrammar(text)) => ("guided.ebnf_grammar", GrammarSpec::Lark(text)),
+        Some(Guide::Choice(choice)) => ("guided.choice", GrammarSpec::Choice(choice.choices)),
+        Some(Guide::JsonObject(_)) => ("guided.json_object", GrammarSpec::JsonObject),
+        Some(Guide::StructuralTag(_)) => return Err(invalid("guided.structural_tag", "is not supported")),
+    };
+    Ok(Some(Format { spec, field }))
 }
 
 fn set_sampling(ask: &mut Ask, wire: wire::SamplingParams) -> Result<(), Status> {
@@ -165,8 +184,13 @@ mod tests {
             ..Default::default()
         };
         let (sampling, stopping, response) = (Some(sampling), Some(stopping), Some(response));
-        let Question { ask, prompt_start } =
-            asked(wire::GenerateRequest { sampling, stopping, response, ..request() }).expect("valid");
+        let choice = Guide::Choice(wire::ChoiceConstraint { choices: vec!["a".into()] });
+        let guided = Some(wire::GuidedDecoding { guide: Some(choice), backend: "llguidance".into() });
+        let lora_name = "alpha".into();
+        let request = wire::GenerateRequest { sampling, stopping, response, guided, lora_name, ..request() };
+        let Question { ask, prompt_start } = asked(request).expect("valid");
+        let form = Format { spec: GrammarSpec::Choice(vec!["a".into()]), field: "guided.choice" };
+        assert_eq!((ask.format, ask.adapter.as_deref()), (Some(form), Some("alpha")));
         assert_eq!((ask.sampling.temperature, ask.sampling.top_p, ask.sampling.top_k), (0.6, 0.5, 0));
         assert_eq!((ask.sampling.seed, ask.choices, prompt_start), (Some(7), 3, 2));
         assert_eq!((ask.stop.max_tokens, ask.stop.ignore_eos), (Some(5), true));
@@ -197,6 +221,12 @@ mod tests {
         check("stopping.conditions[0]", |r| {
             r.stopping.get_or_insert_default().conditions = vec![wire::StopCondition::default()];
         });
+        fn guided(r: &mut wire::GenerateRequest) -> &mut wire::GuidedDecoding {
+            r.guided.get_or_insert_default()
+        }
+        check("guided.json_schema", |r| guided(r).guide = Some(Guide::JsonSchema("{".into())));
+        check("guided.structural_tag", |r| guided(r).guide = Some(Guide::StructuralTag("{}".into())));
+        check("guided.backend", |r| guided(r).backend = "outlines".into());
         check("response.output_candidates", |r| {
             let all = wire::CandidateTokenSelection { selection: Some(Selection::All(wire::AllCandidates {})) };
             r.response.get_or_insert_default().output_candidates = Some(all);

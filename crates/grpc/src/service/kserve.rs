@@ -13,7 +13,7 @@ use tokio::sync::watch;
 use tonic::{Request, Response, Status, Streaming};
 
 use crate::config::GrpcConfig;
-use crate::convert::service::deadline;
+use crate::convert::service::FromHeaders;
 use crate::kserve::infer::job;
 use crate::kserve::model::{self, Statistics, VERSION, check_version};
 use crate::kserve::stream::responses;
@@ -119,8 +119,8 @@ impl GrpcInferenceService for KserveService {
         let began = Instant::now();
         let service = &self.0;
         let answered = async {
-            let deadline = deadline(request.metadata())?;
-            let job = job(&service.served, request.into_inner(), deadline)?;
+            let headers = FromHeaders::read(request.metadata())?;
+            let job = job(&service.served, request.into_inner(), &headers)?;
             let prompts = job.prompt_count();
             Ok((job.answer(&service.served, service.reply_bytes_max).await?, prompts))
         };
@@ -140,8 +140,8 @@ impl GrpcInferenceService for KserveService {
         &self,
         request: Request<Streaming<wire::ModelInferRequest>>,
     ) -> Result<Response<Self::ModelStreamInferStream>, Status> {
-        let deadline = deadline(request.metadata())?;
-        let responses = responses(Arc::clone(&self.0), request.into_inner(), deadline);
+        let headers = FromHeaders::read(request.metadata())?;
+        let responses = responses(Arc::clone(&self.0), request.into_inner(), headers);
         Ok(Response::new(Box::pin(responses)))
     }
 

@@ -18,7 +18,7 @@ use prost_types::value::Kind;
 use tokio::sync::watch;
 use tonic::{Request, Response, Status};
 
-use crate::convert::service::{deadline, openengine_priority};
+use crate::convert::service::{FromHeaders, openengine_priority};
 use crate::openengine::ask::question;
 use crate::openengine::generation::Generation;
 use crate::openengine::registry::{Abort, Registry};
@@ -91,7 +91,7 @@ impl Inference for OpenEngineInference {
     ) -> Result<Response<Self::GenerateStream>, Status> {
         let OpenEngine { served, registry, prompt_bytes_max, .. } = &*self.0;
         let priority = openengine_priority(request.metadata())?;
-        let service = Service { priority, deadline: deadline(request.metadata())?, ..Service::default() };
+        let service = FromHeaders::read(request.metadata())?.over(Service { priority, ..Service::default() });
         let mut request = request.into_inner();
         let name = match std::mem::take(&mut request.request_id) {
             name if name.len() > REQUEST_ID_BYTES_MAX => {
@@ -100,6 +100,9 @@ impl Inference for OpenEngineInference {
             name if name.is_empty() => registry.new_name(),
             name => name,
         };
+        if !request.lora_name.is_empty() {
+            served.check_adapter("lora_name", &request.lora_name).map_err(status)?;
+        }
         let question = question(request, service, &served.model.default_sampling)?;
         let entry = registry.enter(&name);
         let entry = entry.ok_or_else(|| Status::already_exists("request_id: a request of this id is under way"))?;
@@ -139,7 +142,7 @@ impl Control for OpenEngineControl {
             total_kv_blocks: Some(model.engine.load().kv_blocks_total as u64),
             max_running_requests: Some(limits.sequences_max as u64),
             max_batched_tokens: Some(limits.batch_rows_max as u64),
-            max_loras: Some(0),
+            max_loras: Some(model.engine.adapters().len() as u32),
         };
         Ok(Response::new(wire::ServerInfo {
             engine_name: "lingqu".into(),
@@ -169,10 +172,19 @@ impl Control for OpenEngineControl {
             candidate_selection_modes: vec![wire::CandidateTokenSelectionMode::TopN.into()],
             max_top_n: Some(limits.top_logprobs_max),
         };
+        // Not EBNF_GRAMMAR: those who ask for it mostly mean another notation than ours.
+        let modes = [
+            wire::GuidedDecodingMode::JsonSchema,
+            wire::GuidedDecodingMode::Regex,
+            wire::GuidedDecodingMode::Choice,
+            wire::GuidedDecodingMode::JsonObject,
+        ];
+        let modes = modes.map(Into::into).to_vec();
+        let guided = wire::GuidedDecodingCapabilities { supported: Some(true), modes };
         let generation = wire::GenerationCapabilities {
             prompt_logprobs: Some(logprobs.clone()),
             output_logprobs: Some(logprobs),
-            guided_decoding: Some(wire::GuidedDecodingCapabilities { supported: Some(false), modes: Vec::new() }),
+            guided_decoding: Some(guided),
             max_num_sequences: Some(lingqu_serving::ask::CHOICES_MAX),
             supports_priority: Some(true),
             supports_stop_in_output: Some(false),
@@ -194,6 +206,7 @@ impl Control for OpenEngineControl {
             supports_text_input: Some(true),
             supports_token_ids_input: Some(true),
             generation: Some(generation),
+            // That would promise LoadLora too; a request may name those that ListLoras tells.
             supports_lora: Some(false),
             supports_multimodal: Some(false),
             extra: Some(Struct { fields: extra }),
@@ -283,7 +296,13 @@ impl Control for OpenEngineControl {
         &self,
         _request: Request<wire::ListLorasRequest>,
     ) -> Result<Response<wire::ListLorasResponse>, Status> {
-        Ok(Response::new(wire::ListLorasResponse::default()))
+        let adapters = self.0.served.model.engine.adapters().iter().zip(1..);
+        let adapter = |(name, lora_id): (&Arc<str>, i64)| wire::LoraAdapter {
+            lora_id,
+            lora_name: name.to_string(),
+            source_path: String::new(),
+        };
+        Ok(Response::new(wire::ListLorasResponse { adapters: adapters.map(adapter).collect() }))
     }
 
     async fn get_kv_event_sources(

@@ -9,4 +9,5 @@ mod lifecycle;
 mod openengine;
 mod server;
 mod services;
+mod structured;
 mod toy;

@@ -7,7 +7,7 @@ use lingqu_proto::openengine::control_client::ControlClient;
 use lingqu_proto::openengine::generate_request::Input;
 use lingqu_proto::openengine::generate_response::Event;
 use lingqu_proto::openengine::inference_client::InferenceClient;
-use lingqu_testkit::toy::{TOY_VOCAB, ToyFaults};
+use lingqu_testkit::toy::{TOY_ADAPTERS, TOY_VOCAB, ToyFaults};
 use lingqu_types::Limits;
 use tonic::transport::Channel;
 use tonic::{Code, Request, Status, Streaming};
@@ -145,6 +145,20 @@ async fn invalid_requests_are_refused_before_they_are_taken() {
     })
     .await;
     check(Code::NotFound, "model", |r| r.model = "gpt".into()).await;
+    check(Code::NotFound, "lora_name", |r| r.lora_name = "gamma".into()).await;
+    let guided = |text: &str| wire::GuidedDecoding {
+        guide: Some(wire::guided_decoding::Guide::Regex(text.into())),
+        ..Default::default()
+    };
+    let error = generate(&server, wire::GenerateRequest { guided: Some(guided("(")), ..request("", "x") }).await;
+    let error = error.expect_err("no regex");
+    assert!(error.message().starts_with("guided.regex: "), "{error}");
+    let events = generate(&server, wire::GenerateRequest { guided: Some(guided("abc")), ..request("", "x") }).await;
+    let text = events.expect("events").into_iter().map(|event| match event.event {
+        Some(Event::Token(output)) => output.text,
+        _ => String::new(),
+    });
+    assert_eq!(text.collect::<String>(), "abc");
     let mut urgent = Request::new(request("", "x"));
     urgent.metadata_mut().insert("openengine-priority", "very".parse().expect("ascii"));
     let error = inference(&server).generate(urgent).await.expect_err("no number");
@@ -218,7 +232,8 @@ async fn the_engine_tells_of_itself() {
         assert_eq!(health.state(), expected, "{health:?}");
     }
     let loras = control.list_loras(wire::ListLorasRequest {}).await.expect("a list").into_inner();
-    assert!(loras.adapters.is_empty());
+    let names: Vec<&str> = loras.adapters.iter().map(|adapter| adapter.lora_name.as_str()).collect();
+    assert_eq!(names, TOY_ADAPTERS);
     let error = control.load_lora(wire::LoadLoraRequest::default()).await.expect_err("not here");
     assert_eq!(error.code(), Code::Unimplemented);
     let sources = control.get_kv_event_sources(wire::GetKvEventSourcesRequest::default()).await.expect("a list");

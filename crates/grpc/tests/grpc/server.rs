@@ -129,6 +129,15 @@ impl TestServer {
                     reply.reasoning += &part.reasoning;
                     reply.token_ids.extend(part.token_ids);
                     reply.logprobs.extend(part.logprobs);
+                    for piece in part.tool_calls {
+                        match reply.tool_calls.get_mut(piece.index as usize) {
+                            Some(call) => {
+                                assert!(piece.id.is_empty() && piece.name.is_empty(), "they come once");
+                                call.arguments += &piece.arguments;
+                            }
+                            None => reply.tool_calls.push(piece),
+                        }
+                    }
                 }
                 Event::Finished(end) => reply.finished = Some(end),
             }
@@ -182,7 +191,7 @@ pub fn chat(turns: &[(&str, &str)]) -> v1::Chat {
     let message = |&(role, content): &(&str, &str)| v1::ChatMessage {
         role: role.into(),
         content: content.into(),
-        reasoning_content: None,
+        ..Default::default()
     };
     v1::Chat { messages: turns.iter().map(message).collect(), add_generation_prompt: None }
 }

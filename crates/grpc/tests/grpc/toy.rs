@@ -11,18 +11,24 @@ use lingqu_types::{Batch, Limits, TokenId};
 /// Not letters, in the byte alphabet: Ġ is the space, the last five are the bytes of 你 (E4 BD A0) and of 好 (E5 A5 BD,
 /// whose BD is there already).
 const SIGNS: [&str; 11] = ["Ġ", ".", "<", "/", ">", "|", "ä", "½", "ł", "å", "¥"];
+/// What JSON needs beside. Ċ is the line's end.
+const JSON_SIGNS: [&str; 9] = ["{", "}", "[", "]", "\"", ":", ",", "_", "Ċ"];
 const CONTROL: [&str; 4] = ["<bos>", "<eos>", "<user>", "<assistant>"];
 
-const TEMPLATE: &str = "<bos>{% for m in messages %}{% if m.role == 'tool' %}{{ raise_exception('no tools') }}\
-    {% endif %}<{{ m.role }}>{{ m.content.split('</think>')[-1] }}{% endfor %}\
+/// Knows tools, as Hermes writes their calls; results must say of which call they are.
+const TEMPLATE: &str = "<bos>{% for t in tools or [] %}{{ t.function.name }}{% endfor %}{% for m in messages %}\
+    {% if m.role == 'tool' and not m.tool_call_id %}{{ raise_exception('of no call') }}{% endif %}\
+    <{{ m.role }}>{{ (m.content or '').split('</think>')[-1] }}\
+    {% for c in m.tool_calls or [] %}<tool_call>{{ c.function.name }}</tool_call>{% endfor %}{% endfor %}\
     {% if add_generation_prompt %}<assistant>{% endif %}";
 
-/// Letters, [`SIGNS`], [`CONTROL`], then capitals up to [`TOY_VOCAB`]: one token for each byte it knows.
+/// Letters, [`SIGNS`], [`CONTROL`], some capitals, [`JSON_SIGNS`]: one token for each byte it knows.
 pub fn tokenizer(with_template: bool) -> Tokenizer {
     let letters = ('a'..='z').map(String::from);
-    let capitals = ('A'..='Z').map(String::from);
+    let capitals = ('A'..='K').map(String::from);
     let tokens = letters.chain(SIGNS.map(String::from)).chain(CONTROL.map(String::from)).chain(capitals);
-    let tokens: Vec<String> = tokens.take(TOY_VOCAB).collect();
+    let tokens: Vec<String> = tokens.chain(JSON_SIGNS.map(String::from)).collect();
+    assert_eq!(tokens.len(), TOY_VOCAB);
     let id = |name: &str| tokens.iter().position(|t| t == name).expect("a token") as TokenId;
     let vocabulary = GgufVocabulary {
         model: "gpt2".into(),
