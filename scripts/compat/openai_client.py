@@ -78,8 +78,6 @@ def forms():
         "properties": {"kind": {"enum": ["fire", "theft"]}, "urgent": {"type": "boolean"}},
         "required": ["kind", "urgent"],
         "additionalProperties": False,
-        # The default model would go on with white space, which JSON allows, until its tokens are spent.
-        "x-guidance": {"whitespace_flexible": False},
     }
     form = {"type": "json_schema", "json_schema": {"name": "report", "schema": schema, "strict": True}}
     reply = client.chat.completions.create(**(ask | {"max_tokens": 200}), response_format=form)
