@@ -184,8 +184,7 @@ impl Active {
     /// Guesses the token after those known and guessed so far as it will be drawn, from logits of its own, `[vocab]`,
     /// and keeps the guess. `None` where nothing can be drawn from them: then nothing is guessed.
     pub fn guess(&mut self, logits: &mut [f32], mask: &mut TokenMask) -> Option<TokenId> {
-        let (prompt, outputs) = self.tokens.split_at(self.prompt_tokens);
-        let output_index = (outputs.len() + self.drafts.len()) as u64;
+        let output_index = (self.outputs() + self.drafts.len()) as u64;
         // What a grammar allows after a guess is not known yet.
         let constraint = self.constraint.as_mut().filter(|_| self.drafts.is_empty());
         let allowed = match constraint {
@@ -196,8 +195,7 @@ impl Active {
                 Some(&*mask)
             }
         };
-        let sampler = self.sampler.get_or_insert_with(|| Sampler::new(&self.request.sampling, self.seed, prompt));
-        let token = sampler.guess(logits, Draw { output_index, report_logprob: false, allowed }).ok()?;
+        let token = self.sampler().guess(logits, Draw { output_index, report_logprob: false, allowed }).ok()?;
         self.drafts.push(token);
         Some(token)
     }
@@ -221,11 +219,19 @@ impl Active {
 
     /// Draws from the largest logits; false if the whole row must come.
     pub fn draw_top(&mut self, top: Top<'_>) -> bool {
-        let (prompt, outputs) = self.tokens.split_at(self.prompt_tokens);
-        let sampler = self.sampler.get_or_insert_with(|| Sampler::new(&self.request.sampling, self.seed, prompt));
-        let how = Draw { output_index: outputs.len() as u64, ..Draw::default() };
-        self.drawn = sampler.sample_top(top, how);
+        let how = Draw { output_index: self.outputs() as u64, ..Draw::default() };
+        self.drawn = self.sampler().sample_top(top, how);
         self.drawn.is_some()
+    }
+
+    /// Tokens drawn so far.
+    fn outputs(&self) -> usize {
+        self.tokens.len() - self.prompt_tokens
+    }
+
+    fn sampler(&mut self) -> &mut Sampler {
+        let prompt = &self.tokens[..self.prompt_tokens];
+        self.sampler.get_or_insert_with(|| Sampler::new(&self.request.sampling, self.seed, prompt))
     }
 
     /// The prompt's scores are with the client.
@@ -313,15 +319,13 @@ impl Active {
         logits: &mut [f32],
         allowed: Option<&TokenMask>,
     ) -> Result<(Sampled, TopLogprobs), SamplerError> {
-        let (prompt, outputs) = self.tokens.split_at(self.prompt_tokens);
-        let sampler = self.sampler.get_or_insert_with(|| Sampler::new(&self.request.sampling, self.seed, prompt));
         // The model's own distribution: taken before the sampler changes the logits.
         let top = match self.request.logprobs {
             Some(k) if k > 0 => LogProbs::new(logits)?.top(k as usize),
             _ => Vec::new(),
         };
         let report_logprob = self.request.logprobs.is_some();
-        let how = Draw { output_index: outputs.len() as u64, report_logprob, allowed };
-        Ok((sampler.sample(logits, how)?, top))
+        let how = Draw { output_index: self.outputs() as u64, report_logprob, allowed };
+        Ok((self.sampler().sample(logits, how)?, top))
     }
 }
