@@ -3,6 +3,8 @@
 #![forbid(unsafe_code)]
 
 pub mod gguf_writer;
+#[cfg(feature = "toy")]
+pub mod reciting;
 pub mod rng;
 pub mod safetensors_writer;
 #[cfg(feature = "toy")]

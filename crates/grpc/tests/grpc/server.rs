@@ -22,7 +22,7 @@ use tokio::task::JoinHandle;
 use tonic::Status;
 use tonic::transport::Channel;
 
-use crate::toy::{self, Reciting};
+use crate::toy;
 
 /// Long enough for a busy machine; only a failing test waits so long.
 const PATIENCE: Duration = Duration::from_secs(30);
@@ -64,7 +64,7 @@ impl TestServer {
     /// On a model that recites `script`, whose beginning is the prompt.
     pub async fn reciting(script: &str) -> Self {
         let options = Options::default();
-        let model = Reciting::new(script, &options.limits);
+        let model = toy::reciting(script, &options.limits);
         Self::start(options, Box::new(model)).await
     }
 

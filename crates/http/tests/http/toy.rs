@@ -1,12 +1,12 @@
-//! A tokenizer for the toy model whose signs can write JSON, and a model that recites.
+//! A tokenizer for the toy model whose signs can write JSON.
 
 use std::sync::Arc;
 
-use lingqu_backend::{Backend, BackendError, Buffer, KvEntry, KvStore, View};
-use lingqu_model::{Model, ModelConfig};
-use lingqu_testkit::toy::{TOY_VOCAB, ToyBackend, ToyFaults, ToyModel};
+use lingqu_backend::Backend;
+use lingqu_testkit::reciting::Reciting;
+use lingqu_testkit::toy::{TOY_VOCAB, ToyBackend};
 use lingqu_tokenizer::{EncodeOptions, GgufVocabulary, Tokenizer};
-use lingqu_types::{Batch, Limits, TokenId};
+use lingqu_types::{Limits, TokenId};
 
 /// Not letters, in the byte alphabet: Ġ is the space, Ċ the line's end, the last five are the bytes of 你 (E4 BD A0)
 /// and of 好 (E5 A5 BD, whose BD is there already).
@@ -43,47 +43,9 @@ pub fn ids(text: &str) -> Vec<TokenId> {
     tokenizer(false).encode(text, EncodeOptions::CHAT).expect("short")
 }
 
-/// Recites a text: after position `p` the likeliest token, by far, is the text's token at `p + 1`.
-pub struct Reciting {
-    config: ModelConfig,
-    script: Vec<TokenId>,
-    logits: Buffer,
-}
-
-impl Reciting {
-    /// Past the script's end: `<eos>`.
-    pub fn new(script: &str, limits: &Limits) -> Self {
-        let (toy, _) = ToyModel::new(limits, ToyFaults::default());
-        let logits = ToyBackend::default().alloc(limits.logit_rows_max, TOY_VOCAB).expect("a vector");
-        Self { config: toy.config().clone(), script: ids(script), logits }
-    }
-}
-
-impl Model for Reciting {
-    fn config(&self) -> &ModelConfig {
-        &self.config
-    }
-
-    fn kv_entry(&self) -> KvEntry {
-        self.config.kv_entry()
-    }
-
-    fn layers(&self) -> usize {
-        1
-    }
-
-    fn forward(&mut self, batch: &Batch, _kv: &mut KvStore) -> Result<View<'_>, BackendError> {
-        let positions = batch.positions();
-        let eos = ids("<eos>")[0];
-        self.logits.set_rows(batch.logit_rows.len());
-        let rows = self.logits.storage_mut::<Vec<f32>>().chunks_exact_mut(TOY_VOCAB); // each [vocab]
-        for (&row, out) in batch.logit_rows.iter().zip(rows) {
-            let next = positions[row as usize] as usize + 1;
-            out.fill(-100.0);
-            out[self.script.get(next).copied().unwrap_or(eos) as usize] = 100.0;
-        }
-        Ok(self.logits.view())
-    }
+/// Recites a text in which control tokens are written out; past its end: `<eos>`.
+pub fn reciting(script: &str, limits: &Limits) -> Reciting {
+    Reciting::new(ids(script), ids("<eos>")[0], limits)
 }
 
 /// Any device will do.
