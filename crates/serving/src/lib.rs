@@ -27,4 +27,4 @@ pub use metrics::Metrics;
 pub use model::{ModelCard, Served, ServedModel};
 pub use phase::Phase;
 pub use reply::{Replies, Reply};
-pub use tools::{Format, ToolChoice, Tools};
+pub use tools::{Format, ToolChoice, Tools, check_call, tool_function};

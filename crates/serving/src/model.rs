@@ -68,19 +68,20 @@ impl Served {
         if name.is_empty() || name == served {
             return Ok(None);
         }
-        let adapter = self.model.engine.adapters().iter().find(|adapter| ***adapter == *name).cloned();
         let unknown = || format!("model: this server has no such model; it serves {served:?} and its adapters");
-        adapter.map(Some).ok_or_else(|| RequestError::NotFound(unknown()))
+        self.find_adapter(name).map(Some).ok_or_else(|| RequestError::NotFound(unknown()))
+    }
+
+    fn find_adapter(&self, name: &str) -> Option<Arc<str>> {
+        self.model.engine.adapters().iter().find(|adapter| ***adapter == *name).cloned()
     }
 
     /// # Errors
     /// [`RequestError::NotFound`], naming `field`, for an adapter that the server was not started with.
     pub fn check_adapter(&self, field: &str, name: &str) -> Result<(), RequestError> {
         let known = self.model.engine.adapters();
-        match known.iter().any(|adapter| **adapter == *name) {
-            true => Ok(()),
-            false => Err(RequestError::NotFound(format!("{field}: this server has no such adapter; it has {known:?}"))),
-        }
+        let unknown = || format!("{field}: this server has no such adapter; it has {known:?}");
+        self.find_adapter(name).map(|_| ()).ok_or_else(|| RequestError::NotFound(unknown()))
     }
 
     /// Runs text work on a thread that may block.

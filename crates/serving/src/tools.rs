@@ -2,6 +2,7 @@
 
 use lingqu_grammar::{GrammarSpec, ToolCalls, ToolFunction, ToolsGrammar, limits};
 use lingqu_tokenizer::{ChatTemplate, ToolFormat};
+use serde_json::Value;
 
 use crate::RequestError;
 
@@ -30,6 +31,48 @@ pub enum ToolChoice {
     Required,
     /// It calls this one.
     Named(String),
+}
+
+/// Reads one of OpenAI's tool objects; `field` is its path.
+///
+/// # Errors
+/// Name the part that is missing or of a wrong type.
+pub fn tool_function(field: &str, tool: &Value) -> Result<ToolFunction, RequestError> {
+    if tool.get("type").is_some_and(|kind| !kind.is_null() && kind != "function") {
+        return Err(RequestError::invalid(&format!("{field}.type"), "must be function"));
+    }
+    let (name, function) = named_function(field, tool)?;
+    let parameters = match function.get("parameters") {
+        None => Value::Null,
+        Some(schema @ (Value::Null | Value::Object(_))) => schema.clone(),
+        Some(_) => {
+            return Err(RequestError::invalid(&format!("{field}.function.parameters"), "a schema is a JSON object"));
+        }
+    };
+    Ok(ToolFunction { name: name.to_owned(), parameters })
+}
+
+/// Checks one of OpenAI's call objects, which templates are given as it is; `field` is its path.
+///
+/// # Errors
+/// As [`tool_function`].
+pub fn check_call(field: &str, call: &Value) -> Result<(), RequestError> {
+    match named_function(field, call)?.1.get("arguments") {
+        None | Some(Value::Null | Value::String(_) | Value::Object(_)) => Ok(()),
+        Some(_) => {
+            let field = format!("{field}.function.arguments");
+            Err(RequestError::invalid(&field, "is neither a string nor an object"))
+        }
+    }
+}
+
+/// The function of a tool or a call, and its name.
+fn named_function<'a>(field: &str, object: &'a Value) -> Result<(&'a str, &'a Value), RequestError> {
+    let needed = |part: &str, what: &str| RequestError::invalid(&format!("{field}.{part}"), what);
+    let function = object.get("function").filter(|function| function.is_object());
+    let function = function.ok_or_else(|| needed("function", "an object is needed"))?;
+    let name = function.get("name").and_then(Value::as_str);
+    Ok((name.ok_or_else(|| needed("function.name", "a string is needed"))?, function))
 }
 
 /// How calls are read out of a model's replies, where its template says nothing of tools and calls are forced.
@@ -78,7 +121,6 @@ impl Tools {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use serde_json::Value;
 
     fn tools(choice: ToolChoice) -> Tools {
         let function = |name: &str| ToolFunction { name: name.into(), parameters: Value::Null };

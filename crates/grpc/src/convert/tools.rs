@@ -1,11 +1,11 @@
 //! Tools that the model may call, and calls that it made before: OpenAI's objects, as JSON.
 
 use lingqu_grammar::{ToolFunction, limits};
-use lingqu_serving::{ToolChoice, Tools};
+use lingqu_serving::{ToolChoice, Tools, check_call, tool_function};
 use serde_json::Value;
 use tonic::Status;
 
-use crate::status::{invalid, too_many};
+use crate::status::{invalid, status, too_many};
 
 /// Of one turn.
 const CALLS_MAX: usize = 128;
@@ -52,35 +52,15 @@ pub fn earlier_calls(field: &str, calls: &[String]) -> Result<Vec<Value>, Status
     let read = |(index, text): (usize, &String)| {
         let field = format!("{field}[{index}]");
         let call: Value = serde_json::from_str(text).map_err(|e| invalid(&field, e))?;
-        match named_function(&field, &call)?.1.get("arguments") {
-            None | Some(Value::Null | Value::String(_) | Value::Object(_)) => Ok(call),
-            Some(_) => Err(invalid(&format!("{field}.function.arguments"), "is neither a string nor an object")),
-        }
+        check_call(&field, &call).map_err(status)?;
+        Ok(call)
     };
     calls.iter().enumerate().map(read).collect()
 }
 
 fn tool(field: &str, text: &str) -> Result<(ToolFunction, Value), Status> {
     let tool: Value = serde_json::from_str(text).map_err(|e| invalid(field, e))?;
-    if tool.get("type").is_some_and(|kind| !kind.is_null() && kind != "function") {
-        return Err(invalid(&format!("{field}.type"), "must be function"));
-    }
-    let (name, function) = named_function(field, &tool)?;
-    let parameters = match function.get("parameters") {
-        None => Value::Null,
-        Some(schema @ (Value::Null | Value::Object(_))) => schema.clone(),
-        Some(_) => return Err(invalid(&format!("{field}.function.parameters"), "a schema is a JSON object")),
-    };
-    Ok((ToolFunction { name: name.to_owned(), parameters }, tool))
-}
-
-/// The function of a tool or a call, and its name.
-fn named_function<'a>(field: &str, object: &'a Value) -> Result<(&'a str, &'a Value), Status> {
-    let function = object.get("function").filter(|function| function.is_object());
-    let function = function.ok_or_else(|| invalid(&format!("{field}.function"), "an object is needed"))?;
-    let name = function.get("name").and_then(Value::as_str);
-    let name = name.ok_or_else(|| invalid(&format!("{field}.function.name"), "a string is needed"))?;
-    Ok((name, function))
+    Ok((tool_function(field, &tool).map_err(status)?, tool))
 }
 
 #[cfg(test)]

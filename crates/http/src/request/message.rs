@@ -1,10 +1,10 @@
 //! Conversations.
 
-use lingqu_serving::RequestError;
+use lingqu_serving::{RequestError, check_call};
 use lingqu_tokenizer::ChatMessage;
 use serde_json::Value;
 
-use crate::fields::{self, Fields, wrong_type};
+use crate::fields::{Fields, wrong_type};
 
 const MESSAGES_MAX: usize = 2048;
 const ROLES: [&str; 5] = ["system", "developer", "user", "assistant", "tool"];
@@ -72,12 +72,10 @@ fn tool_calls(fields: &mut Fields) -> Result<Vec<Value>, RequestError> {
     let path = fields.path("tool_calls");
     let calls = fields.array("tool_calls")?.unwrap_or_default();
     for (index, call) in calls.iter().enumerate() {
-        let mut call = Fields::of(call.clone(), &format!("{path}[{index}]"))?;
-        let mut function = call.object("function")?.ok_or_else(|| call.invalid("function", "is needed"))?;
-        function.needed_string("name")?;
-        match function.take("arguments") {
-            None | Some(Value::Object(_)) => {}
-            Some(other) => drop(fields::string(other, &function.path("arguments"))?),
+        let field = format!("{path}[{index}]");
+        match call {
+            Value::Object(_) => check_call(&field, call)?,
+            other => return Err(wrong_type(&field, "an object", other)),
         }
     }
     Ok(calls)

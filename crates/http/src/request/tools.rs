@@ -1,7 +1,7 @@
 //! Tools that the model may call.
 
 use lingqu_grammar::ToolFunction;
-use lingqu_serving::{RequestError, ToolChoice, Tools};
+use lingqu_serving::{RequestError, ToolChoice, Tools, tool_function};
 use serde_json::Value;
 
 use crate::fields::{Fields, wrong_type};
@@ -18,7 +18,7 @@ pub fn tools(fields: &mut Fields) -> Result<(Option<Tools>, Vec<Value>), Request
             Some(Choice::Calls(_)) => Err(fields.invalid("tool_choice", "needs tools")),
         };
     }
-    let read = |(index, tool): (usize, &Value)| function(Fields::of(tool.clone(), &format!("tools[{index}]"))?);
+    let read = |(index, tool): (usize, &Value)| function(&format!("tools[{index}]"), tool);
     let functions = listed.iter().enumerate().map(read).collect::<Result<_, _>>()?;
     match choice.unwrap_or(Choice::Calls(ToolChoice::Auto)) {
         Choice::None => Ok((None, Vec::new())),
@@ -50,18 +50,11 @@ fn choice(fields: &mut Fields) -> Result<Option<Choice>, RequestError> {
     })
 }
 
-fn function(mut tool: Fields) -> Result<ToolFunction, RequestError> {
-    if tool.string("type")?.is_some_and(|kind| kind != "function") {
-        return Err(tool.invalid("type", "must be function"));
+fn function(field: &str, tool: &Value) -> Result<ToolFunction, RequestError> {
+    match tool {
+        Value::Object(_) => tool_function(field, tool),
+        other => Err(wrong_type(field, "an object", other)),
     }
-    let mut function = tool.object("function")?.ok_or_else(|| tool.invalid("function", "is needed"))?;
-    let name = function.needed_string("name")?;
-    let parameters = match function.take("parameters") {
-        None => Value::Null,
-        Some(schema @ Value::Object(_)) => schema,
-        Some(other) => return Err(wrong_type(&function.path("parameters"), "a JSON schema", &other)),
-    };
-    Ok(ToolFunction { name, parameters })
 }
 
 #[cfg(test)]
