@@ -3,6 +3,7 @@
 #![forbid(unsafe_code)]
 
 pub mod gguf_writer;
+pub mod proxy;
 #[cfg(feature = "toy")]
 pub mod reciting;
 pub mod rng;

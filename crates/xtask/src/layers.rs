@@ -6,12 +6,13 @@ use std::process::Command;
 use serde_json::Value;
 
 /// Floor of every crate, without the `lingqu-` prefix. The binary is `lingqu` itself.
-const FLOORS: [(&str, u32); 23] = [
+const FLOORS: [(&str, u32); 24] = [
     ("types", 0),
     ("tensor", 0),
     ("proto", 0),
     ("backend", 1),
     ("kv", 1),
+    ("fabric", 1),
     ("sampler", 1),
     ("tokenizer", 1),
     ("checkpoint", 1),
