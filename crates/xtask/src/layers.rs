@@ -6,13 +6,14 @@ use std::process::Command;
 use serde_json::Value;
 
 /// Floor of every crate, without the `lingqu-` prefix. The binary is `lingqu` itself.
-const FLOORS: [(&str, u32); 24] = [
+const FLOORS: [(&str, u32); 26] = [
     ("types", 0),
     ("tensor", 0),
     ("proto", 0),
     ("backend", 1),
     ("kv", 1),
     ("fabric", 1),
+    ("placement", 1),
     ("sampler", 1),
     ("tokenizer", 1),
     ("checkpoint", 1),
@@ -24,6 +25,7 @@ const FLOORS: [(&str, u32); 24] = [
     ("grammar", 2),
     ("cluster", 2),
     ("engine", 3),
+    ("plan", 3),
     ("serving", 4),
     ("grpc", 5),
     ("http", 5),
