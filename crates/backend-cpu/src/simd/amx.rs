@@ -4,7 +4,9 @@
 //! instructions are written as assembly: std::arch has none on stable Rust.
 //!
 //! A large block's integer scales go into the weights before the product: `s (c - offset)` has 13 bits and a sign, and
-//! becomes two bytes, `256 high + low`. So a block costs two tile products to 64 values, and floats once in 256.
+//! becomes two bytes, `256 high + low`; or, where scales have six bits and codes five, `8 high + low`, the products of
+//! the code with either half of the scale, for which one multiplication serves two codes. So a block costs two tile
+//! products to 64 values, and floats once in 256.
 //!
 //! **Few tiles alive.** Where another thread runs on the same core, a tile waits for a free register of the core's own,
 //! and there are hardly more than eight: a loop that keeps all eight tiles full does one thing at a time and takes 4
@@ -132,6 +134,16 @@ impl TileScratch {
     pub fn boxed() -> Box<Self> {
         Box::new(Self { low: [[0; _]; _], high: [[0; _]; _], sums: [[[[0; _]; _]; _]; _] })
     }
+
+    #[inline]
+    #[target_feature(enable = "avx512f")]
+    fn put(&mut self, line: usize, [low, high]: [__m512i; 2]) {
+        // SAFETY: whole lines at their alignment.
+        unsafe {
+            _mm512_store_si512(self.low[line].as_mut_ptr().cast(), low);
+            _mm512_store_si512(self.high[line].as_mut_ptr().cast(), high);
+        }
+    }
 }
 
 /// What will be read after a record: the next one, and its first group. They need not exist.
@@ -204,22 +216,30 @@ unsafe fn expand<const PLAN: u8, const SCALES: u8>(
                     for g in 0..groups {
                         let group = $q * groups + g;
                         let s = Integers::scale::<SCALES>(integers.line(t * groups + group / 4), group % 4);
+                        let lines = (t * 4 + $q) * 8 + g * 8 / groups..(t * 4 + $q) * 8 + (g + 1) * 8 / groups;
+                        if SCALES < BYTES16 {
+                            // Two codes of at most 31 by three bits stay within their bytes of a word: no carry.
+                            let words = _mm512_or_si512(s, _mm512_slli_epi32::<16>(s));
+                            let low_s = _mm512_and_si512(words, _mm512_set1_epi16(7));
+                            let high_s = _mm512_srli_epi16::<3>(words);
+                            for line in lines {
+                                let c = code::<PLAN>(source, [t, $q], line % 8);
+                                scratch.put(line, [_mm512_mullo_epi16(c, low_s), _mm512_mullo_epi16(c, high_s)]);
+                            }
+                            continue;
+                        }
                         let byte = _mm512_and_si512(s, _mm512_set1_epi32(0xff));
                         let even_s = _mm512_or_si512(byte, _mm512_slli_epi32::<16>(byte));
                         let odd_s = _mm512_slli_epi32::<8>(even_s);
                         let minus = _mm512_mullo_epi16(_mm512_srai_epi16::<8>(odd_s), _mm512_set1_epi16(offset.into()));
-                        for i in g * 8 / groups..(g + 1) * 8 / groups {
+                        for line in lines {
                             // Of codes of even number and of odd number, as words.
-                            let c = code::<PLAN>(source, [t, $q], i);
-                            let (mut even, mut odd) = (_mm512_maddubs_epi16(c, even_s), _mm512_maddubs_epi16(c, odd_s));
-                            if SCALES >= BYTES16 {
-                                (even, odd) = (_mm512_sub_epi16(even, minus), _mm512_sub_epi16(odd, minus));
-                            }
+                            let c = code::<PLAN>(source, [t, $q], line % 8);
+                            let even = _mm512_sub_epi16(_mm512_maddubs_epi16(c, even_s), minus);
+                            let odd = _mm512_sub_epi16(_mm512_maddubs_epi16(c, odd_s), minus);
                             let low = _mm512_ternarylogic_epi32::<PICK>(bytes, even, _mm512_slli_epi16::<8>(odd));
                             let high = _mm512_ternarylogic_epi32::<PICK>(bytes, _mm512_srli_epi16::<8>(even), odd);
-                            let line = (t * 4 + $q) * 8 + i;
-                            _mm512_store_si512(scratch.low[line].as_mut_ptr().cast(), low);
-                            _mm512_store_si512(scratch.high[line].as_mut_ptr().cast(), high);
+                            scratch.put(line, [low, high]);
                         }
                     }
                 };
@@ -234,21 +254,21 @@ unsafe fn expand<const PLAN: u8, const SCALES: u8>(
 
 /// 64 columns of a group by the low and high bytes of weights; the last quarter stores the sums.
 macro_rules! multiply_quarter {
-    (0, $group:expr, $low:expr, $high:expr, $sums:expr) => {
-        multiply_quarter!(@ "tilezero tmm0\ntilezero tmm1", "0", "0", "", $group, $low, $high, $sums)
+    (0, $high_product:literal, $($operands:expr),*) => {
+        multiply_quarter!(@ "tilezero tmm0\ntilezero tmm1", "0", "0", "", $high_product, $($operands),*)
     };
-    (1, $group:expr, $low:expr, $high:expr, $sums:expr) => {
-        multiply_quarter!(@ "", "64", "1024", "", $group, $low, $high, $sums)
+    (1, $high_product:literal, $($operands:expr),*) => {
+        multiply_quarter!(@ "", "64", "1024", "", $high_product, $($operands),*)
     };
-    (2, $group:expr, $low:expr, $high:expr, $sums:expr) => {
-        multiply_quarter!(@ "", "128", "2048", "", $group, $low, $high, $sums)
+    (2, $high_product:literal, $($operands:expr),*) => {
+        multiply_quarter!(@ "", "128", "2048", "", $high_product, $($operands),*)
     };
-    (3, $group:expr, $low:expr, $high:expr, $sums:expr) => {
+    (3, $high_product:literal, $($operands:expr),*) => {
         multiply_quarter!(@ "", "192", "3072",
             "tilestored [{sums} + {line}*1], tmm0\ntilestored [{sums} + {line}*1 + 1024], tmm1",
-            $group, $low, $high, $sums)
+            $high_product, $($operands),*)
     };
-    (@ $before:literal, $column:literal, $lines:literal, $after:literal,
+    (@ $before:literal, $column:literal, $lines:literal, $after:literal, $high_product:literal,
         $group:expr, $low:expr, $high:expr, $sums:expr) => {
         asm!(
             $before,
@@ -257,7 +277,7 @@ macro_rules! multiply_quarter {
             "tdpbsud tmm0, tmm2, tmm3",
             "tilezero tmm3",
             concat!("tileloadd tmm4, [{high} + {line}*1 + ", $lines, "]"),
-            "tdpbssd tmm1, tmm2, tmm4",
+            concat!($high_product, " tmm1, tmm2, tmm4"),
             "tilezero tmm2", "tilezero tmm4",
             $after,
             "/* {x} {low} {high} {sums} {line} {row} */",
@@ -316,14 +336,21 @@ unsafe fn large<const PLAN: u8, const SCALES: u8>(
                         next.fetch_quarter($q, record);
                     }
                     if let Some(group) = group {
-                        multiply_quarter!($q, group, low, high, now);
+                        match SCALES {
+                            ..BYTES16 => multiply_quarter!($q, "tdpbsud", group, low, high, now),
+                            _ => multiply_quarter!($q, "tdpbssd", group, low, high, now),
+                        }
                     }
                     if let Some(group) = groups.get(of) {
                         let fresh = record.start == 0 && of % planes == 0;
                         let sums = &mut sums[of / planes];
                         for row in $q * 4..$q * 4 + 4 {
                             let load = |i: usize| _mm512_load_si512(before[i][row].as_ptr().cast());
-                            let dot = _mm512_add_epi32(_mm512_slli_epi32::<8>(load(1)), load(0));
+                            let high = match SCALES {
+                                ..BYTES16 => _mm512_slli_epi32::<3>(load(1)),
+                                _ => _mm512_slli_epi32::<8>(load(1)),
+                            };
+                            let dot = _mm512_add_epi32(high, load(0));
                             let mut t = _mm512_mul_ps(w_d, _mm512_cvtepi32_ps(dot));
                             if mins > 0 {
                                 let x_sums = match mins {
