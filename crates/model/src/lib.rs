@@ -20,6 +20,7 @@ mod loader;
 mod names;
 mod package;
 mod registry;
+mod routed;
 mod summary;
 
 use std::sync::Arc;
@@ -34,6 +35,7 @@ pub use error::ModelError;
 pub use loader::LoadProgress;
 pub use names::{Naming, Place, Role};
 pub use package::{GenerationDefaults, Package};
+pub use routed::{load_routed_experts, routed_expert_bytes};
 pub use summary::{Summary, WeightGroup, summary};
 
 /// Sizes of the buffers that are made once, at load. All at least 1.

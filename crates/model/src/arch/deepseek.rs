@@ -88,7 +88,7 @@ pub(crate) fn load(loader: &mut Loader, experts: Experts) -> Result<Box<dyn Mode
         layers.push(load_layer(loader, index)?);
         routed.push(match (&config.moe, &host) {
             (Some(moe), Some(host)) if config.is_moe_layer(index) => {
-                Some(moe::load_experts(loader, &**host, moe, index)?)
+                Some(moe::load_experts(loader, &**host, moe, index, 0..moe.route.experts)?)
             }
             _ => None,
         });

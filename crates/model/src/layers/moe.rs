@@ -35,16 +35,17 @@ pub(crate) fn load(loader: &mut Loader, moe: &MoeConfig, layer: usize) -> Result
     Ok(MoeWeights { router, correction_bias, shared })
 }
 
-/// All routed experts of a layer, on `host`.
+/// Routed experts of a layer, in the given order, on `host`.
 pub(crate) fn load_experts(
     loader: &mut Loader,
     host: &dyn Backend,
     moe: &MoeConfig,
     layer: usize,
+    experts: impl IntoIterator<Item = usize>,
 ) -> Result<ExpertWeights, ModelError> {
     let shape = [moe.route.experts, moe.intermediate];
     let mut sources: Vec<FfnSource> = Vec::new();
-    for expert in 0..moe.route.experts {
+    for expert in experts {
         sources.push(loader.expert(layer, expert, shape)?);
     }
     Ok(host.upload_experts(&sources)?)

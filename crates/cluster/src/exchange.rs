@@ -1,0 +1,365 @@
+//! The exchange of a model whose experts live in other processes.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant};
+
+use lingqu_backend::{Backend, BackendError, Buffer, Exchange, PendingExperts, Result, Routing, View, ViewMut};
+use lingqu_fabric::{Fabric, FabricError, HEAD_BYTES};
+use lingqu_placement::{Placement, PlacementInput, WorkerId, place};
+
+use crate::config::ClusterConfig;
+use crate::keeper::Keeper;
+use crate::members::{Held, LoadError, Members, Peer, Rest, Roster, load};
+use crate::message::{COMPUTE, FAILED, OUTPUTS, Pair, encode_compute};
+use crate::session::Asked;
+use crate::traffic::Traffic;
+use crate::{ClusterError, config::Deadlines};
+
+/// What the exchange must know of a model.
+#[derive(Clone, Debug)]
+pub struct Model {
+    /// Of the checkpoint.
+    pub fingerprint: [u8; 32],
+    /// Rows of one forward at most.
+    pub rows_max: usize,
+    pub hidden: usize,
+    /// Routed experts of a layer that has any.
+    pub experts: usize,
+    pub top_k: usize,
+    /// Bytes of one expert by layer; 0 where a layer has none.
+    pub expert_bytes: Vec<u64>,
+}
+
+impl Model {
+    /// Layers that have routed experts.
+    pub fn expert_layers(&self) -> impl Iterator<Item = usize> + '_ {
+        (0..self.expert_bytes.len()).filter(|&layer| self.expert_bytes[layer] > 0)
+    }
+}
+
+/// Sends rows to the workers that hold their experts and sums what comes back, in the order of one process. Workers
+/// that fail are fenced, and their rows sent to others.
+pub struct ClusterExchange {
+    device: Arc<dyn Backend>,
+    members: Arc<Members>,
+    memory: Mutex<Memory>,
+}
+
+/// Used again from step to step.
+struct Memory {
+    /// `[rows_max * top_k, hidden]`
+    outputs: Buffer,
+    /// A message on its way.
+    message: Vec<u8>,
+}
+
+/// What one `begin` began.
+struct Work {
+    layer: usize,
+    hidden: usize,
+    top_k: usize,
+    /// `[rows, hidden]`
+    values: Vec<f32>,
+    /// Expert of each slot. `[rows, top_k]`
+    experts: Vec<u32>,
+    /// Slots that are asked of nobody.
+    todo: Vec<u32>,
+    sent: Vec<Sent>,
+    /// `[rows, top_k, hidden]`
+    outputs: Vec<f32>,
+}
+
+/// Slots that a worker was asked for.
+struct Sent {
+    peer: usize,
+    asked: Asked,
+    deadline: Instant,
+    slots: Vec<u32>,
+}
+
+impl ClusterExchange {
+    /// Places the experts of `model`, connects to the workers and waits until they have loaded.
+    ///
+    /// # Errors
+    /// A worker that refuses us, or that nobody is there in time. Workers that are merely missing are still looked for.
+    pub fn start(
+        config: &ClusterConfig,
+        fabric: Box<dyn Fabric>,
+        device: Arc<dyn Backend>,
+        model: &Model,
+    ) -> Result<Self, ClusterError> {
+        let placement = place(&placement_input(config, model)?)?;
+        Self::with_placement(config, fabric, device, model, placement)
+    }
+
+    /// [`ClusterExchange::start`] with a given placement.
+    pub fn with_placement(
+        config: &ClusterConfig,
+        fabric: Box<dyn Fabric>,
+        device: Arc<dyn Backend>,
+        model: &Model,
+        placement: Placement,
+    ) -> Result<Self, ClusterError> {
+        let outputs = device.alloc(model.rows_max * model.top_k, model.hidden)?;
+        let peers = config.workers.iter().map(|worker| Peer {
+            id: WorkerId(worker.id),
+            address: worker.address.clone(),
+            epoch: 0,
+            session: None,
+            held: Held::default(),
+            problem: None,
+        });
+        let rest = Rest {
+            deadlines: config.deadlines,
+            fingerprint: model.fingerprint,
+            wire: config.wire,
+            placement,
+            adopt: config.placement.adopt,
+        };
+        let members = Arc::new(Members::new(fabric, peers.collect(), rest));
+        // Ends the keepers if the start fails.
+        let exchange = Self { device, members, memory: Mutex::new(Memory { outputs, message: Vec::new() }) };
+        for peer in 0..config.workers.len() {
+            let keeper = Keeper::new(Arc::clone(&exchange.members), peer);
+            let thread = std::thread::Builder::new().name(format!("worker-{}", config.workers[peer].id));
+            thread.spawn(move || keeper.run()).map_err(ClusterError::Thread)?;
+        }
+        exchange.await_workers(&config.deadlines)?;
+        Ok(exchange)
+    }
+
+    fn await_workers(&self, deadlines: &Deadlines) -> Result<(), ClusterError> {
+        let until = Instant::now() + Duration::from_millis(deadlines.start_ms);
+        let mut roster = self.members.roster();
+        loop {
+            let refused = |p: &FabricError| {
+                matches!(p, FabricError::Refused(_) | FabricError::Unauthenticated | FabricError::Version { .. })
+            };
+            if let Some(peer) = roster.peers.iter_mut().find(|p| p.problem.as_ref().is_some_and(refused)) {
+                let problem = peer.problem.take().expect("just seen");
+                return Err(ClusterError::Refused { worker: peer.id, address: peer.address.clone(), problem });
+            }
+            let missing = roster.peers.iter().filter(|peer| peer.session.is_none()).count();
+            if missing == 0 {
+                return Ok(());
+            }
+            if Instant::now() >= until {
+                return match missing == roster.peers.len() {
+                    true => Err(ClusterError::Nobody(roster.problems())),
+                    false => {
+                        tracing::warn!("begins without {missing} of the workers: {}", roster.problems());
+                        Ok(())
+                    }
+                };
+            }
+            roster = self.members.wait(roster, until);
+        }
+    }
+
+    /// What was sent and received so far.
+    pub fn traffic(&self) -> Traffic {
+        self.members.roster().traffic
+    }
+
+    /// Sends what is to do to workers that hold it, each expert to the one that has least to do yet; what nobody holds
+    /// stays to do.
+    fn dispatch(&self, roster: &mut Roster, work: &mut Work, message: &mut Vec<u8>) {
+        while !work.todo.is_empty() {
+            let mut todo: BTreeMap<u32, Vec<u32>> = BTreeMap::new(); // slots by expert
+            for slot in work.todo.drain(..) {
+                todo.entry(work.experts[slot as usize]).or_default().push(slot);
+            }
+            let mut busy: Vec<Vec<u32>> = vec![Vec::new(); roster.peers.len()];
+            for (expert, slots) in todo {
+                let has = |p: &Peer| p.session.is_some() && p.held.has(work.layer, expert as usize);
+                let holders = (0..busy.len()).filter(|&peer| has(&roster.peers[peer]));
+                match holders.min_by_key(|&peer| busy[peer].len()) {
+                    Some(peer) => busy[peer].extend(slots),
+                    None => work.todo.extend(slots),
+                }
+            }
+            let before = work.todo.len();
+            for (peer, slots) in busy.into_iter().enumerate().filter(|(_, slots)| !slots.is_empty()) {
+                self.send(roster, work, message, (peer, slots));
+            }
+            if work.todo.len() == before {
+                return; // nobody was lost on the way
+            }
+        }
+    }
+
+    fn send(&self, roster: &mut Roster, work: &mut Work, message: &mut Vec<u8>, (peer, slots): (usize, Vec<u32>)) {
+        let wire = self.members.wire;
+        let mut rows: Vec<u32> = slots.iter().map(|slot| slot / work.top_k as u32).collect();
+        rows.sort_unstable();
+        rows.dedup();
+        let place = |slot: &u32| rows.binary_search(&(slot / work.top_k as u32)).expect("a row that is sent") as u32;
+        let pair = |slot: &u32| Pair { row: place(slot), expert: work.experts[*slot as usize] };
+        let pairs: Vec<Pair> = slots.iter().map(pair).collect();
+        message.clear();
+        encode_compute(work.layer, rows.len(), &pairs, message);
+        for &row in &rows {
+            wire.encode(&work.values[row as usize * work.hidden..][..work.hidden], message);
+        }
+        let row_bytes = (work.hidden * wire.value_bytes()) as u64;
+        roster.traffic += Traffic {
+            messages: 1,
+            messages_min: 2,
+            bytes_sent: (HEAD_BYTES + message.len()) as u64,
+            bytes_min: 2 * rows.len() as u64 * row_bytes,
+            ..Traffic::default()
+        };
+        let deadline = Instant::now() + self.members.deadlines.step(slots.len());
+        let session = roster.peers[peer].session.as_mut().expect("only those who are there are asked");
+        match session.ask(COMPUTE, &[message], deadline) {
+            Ok(asked) => work.sent.push(Sent { peer, asked, deadline, slots }),
+            Err(problem) => {
+                work.todo.extend(slots);
+                self.members.fence(roster, peer, problem);
+            }
+        }
+    }
+
+    /// Takes the answers to what was sent; what did not come is to do again.
+    fn collect(&self, roster: &mut Roster, work: &mut Work) {
+        let (wire, hidden) = (self.members.wire, work.hidden);
+        for Sent { peer, asked, deadline, slots } in std::mem::take(&mut work.sent) {
+            let Some(session) = roster.peers[peer].session.as_mut().filter(|session| session.is_own(asked)) else {
+                work.todo.extend(slots); // fenced between begin and finish, and perhaps there again
+                continue;
+            };
+            let row_bytes = hidden * wire.value_bytes();
+            let outcome = session.answer(asked, deadline, |kind, message| match kind {
+                OUTPUTS if message.len() == slots.len() * row_bytes => {
+                    for (bytes, &slot) in message.chunks_exact(row_bytes).zip(&slots) {
+                        wire.decode(bytes, &mut work.outputs[slot as usize * hidden..][..hidden]);
+                    }
+                    Ok(message.len())
+                }
+                FAILED => Err(FabricError::Refused(String::from_utf8_lossy(message).into_owned())),
+                _ => Err(FabricError::Corrupt("an answer of another form")),
+            });
+            match outcome.and_then(|read| read) {
+                Ok(bytes) => {
+                    let bytes_received = (HEAD_BYTES + bytes) as u64;
+                    roster.traffic += Traffic { messages: 1, bytes_received, ..Traffic::default() };
+                }
+                Err(problem) => {
+                    work.todo.extend(slots);
+                    self.members.fence(roster, peer, problem);
+                }
+            }
+        }
+    }
+
+    /// Has workers that are left load what nobody holds, spread over them. `declined` could not: they are not asked
+    /// again. False if nobody could be asked.
+    fn adopt(&self, roster: &mut Roster, work: &Work, declined: &mut BTreeSet<usize>) -> bool {
+        let experts: BTreeSet<usize> = work.todo.iter().map(|&slot| work.experts[slot as usize] as usize).collect();
+        let experts: Vec<usize> = experts.into_iter().collect();
+        let can = |roster: &Roster, peer: &usize| roster.peers[*peer].session.is_some() && !declined.contains(peer);
+        let able: Vec<usize> = (0..roster.peers.len()).filter(|peer| can(roster, peer)).collect();
+        if able.is_empty() || !self.members.adopt {
+            return false;
+        }
+        for (&peer, part) in able.iter().zip(experts.chunks(experts.len().div_ceil(able.len()))) {
+            let deadline = Instant::now() + Duration::from_millis(self.members.deadlines.load_ms);
+            let Peer { id, session, held, .. } = &mut roster.peers[peer];
+            let Some(session) = session else { continue };
+            match load(session, work.layer, part, deadline) {
+                Ok(()) => {
+                    tracing::warn!("{id} has adopted {} experts of layer {}", part.len(), work.layer);
+                    held.add(work.layer, part);
+                    roster.traffic.adopted += part.len() as u64;
+                }
+                Err(LoadError::Declined(problem)) => {
+                    tracing::warn!("{id} adopts nothing: {problem}");
+                    declined.insert(peer);
+                }
+                Err(LoadError::Link(problem)) => self.members.fence(roster, peer, problem),
+            }
+        }
+        true
+    }
+
+    /// Brings every output home, from whomever, or says why that cannot be.
+    fn bring(&self, work: &mut Work, message: &mut Vec<u8>) -> Result<()> {
+        let mut roster: MutexGuard<'_, Roster> = self.members.roster();
+        let mut declined = BTreeSet::new();
+        loop {
+            self.collect(&mut roster, work);
+            if work.todo.is_empty() {
+                roster.outage_since = None;
+                return Ok(());
+            }
+            self.dispatch(&mut roster, work, message);
+            if !work.sent.is_empty() || self.adopt(&mut roster, work, &mut declined) {
+                continue;
+            }
+            let since = *roster.outage_since.get_or_insert_with(Instant::now);
+            let until = since + Duration::from_millis(self.members.deadlines.recovery_ms);
+            if Instant::now() >= until {
+                let missing: BTreeSet<u32> = work.todo.iter().map(|&slot| work.experts[slot as usize]).collect();
+                let problem = format!("nobody has experts {missing:?}: {}", roster.problems());
+                return Err(BackendError::Exchange { layer: work.layer, problem });
+            }
+            roster = self.members.wait(roster, until);
+        }
+    }
+}
+
+impl Exchange for ClusterExchange {
+    fn begin(&self, layer: usize, x: View<'_>, routing: &Routing) -> Result<PendingExperts> {
+        let (rows, hidden, top_k) = (x.rows(), x.width(), routing.top_k());
+        let mut values = vec![0.0; rows * hidden];
+        self.device.read(x, &mut values)?;
+        let experts = self.device.read_routing(routing)?.experts;
+        let slots = (rows * top_k) as u32;
+        let outputs = vec![0.0; rows * top_k * hidden];
+        let mut work =
+            Work { layer, hidden, top_k, values, experts, todo: (0..slots).collect(), sent: Vec::new(), outputs };
+        let mut memory = self.memory.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut roster = self.members.roster();
+        roster.traffic += Traffic { rows: rows as u64, pairs: u64::from(slots), ..Traffic::default() };
+        self.dispatch(&mut roster, &mut work, &mut memory.message);
+        Ok(PendingExperts(Box::new(work)))
+    }
+
+    fn finish(&self, pending: PendingExperts, _: View<'_>, routing: &Routing, out: ViewMut<'_>) -> Result<()> {
+        let mut work: Work = *pending.0.downcast().expect("a pending of another exchange");
+        let mut memory = self.memory.lock().unwrap_or_else(PoisonError::into_inner);
+        let Memory { outputs, message } = &mut *memory;
+        self.bring(&mut work, message)?;
+        outputs.set_rows(work.experts.len());
+        self.device.write(&work.outputs, outputs.view_mut())?;
+        self.device.combine(outputs.view(), routing, out)
+    }
+}
+
+impl Drop for ClusterExchange {
+    /// Keepers end by themselves, some of them after a deadline; nobody waits for that.
+    fn drop(&mut self) {
+        let mut roster = self.members.roster();
+        roster.ends = true;
+        roster.peers.iter_mut().for_each(|peer| peer.session = None);
+        self.members.changed.notify_all();
+    }
+}
+
+/// The cluster as placement sees it.
+fn placement_input(config: &ClusterConfig, model: &Model) -> Result<PlacementInput, ClusterError> {
+    let memory = |gib: Option<f64>| gib.map_or(u64::MAX, |gib| (gib * (1u64 << 30) as f64) as u64);
+    let workers = config.workers.iter().map(|w| lingqu_placement::Worker {
+        id: WorkerId(w.id),
+        memory_bytes: memory(w.memory_gib),
+        speed: w.speed,
+    });
+    Ok(PlacementInput {
+        experts: model.experts,
+        expert_bytes: model.expert_bytes.clone(),
+        workers: workers.collect(),
+        load: config.load()?,
+        redundancy: config.placement.redundancy,
+    })
+}

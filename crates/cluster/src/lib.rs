@@ -1,0 +1,62 @@
+//! Routed experts spread over processes: workers that hold them, and the exchange through which a model asks them.
+//!
+//! Must not know: models, files, requests, or which backend computes: a worker is given a way to load experts
+//! ([`LoadExperts`]), a model sees an [`Exchange`](lingqu_backend::Exchange).
+//!
+//! Start with [`ClusterExchange`], the side of the model, and [`Worker`], the other one; `message.rs` is what they say
+//! to each other. The serving side decides who holds what (`members.rs`, by a [`Placement`]) and tells workers what to
+//! load; workers keep no state but the experts themselves, so that one that comes back, restarted or not, is told anew.
+//!
+//! # Same bits
+//! Every pair of a row and an expert is computed as a row of its own and comes back unsummed; the sum is then
+//! [`Backend::combine`](lingqu_backend::Backend::combine), which has the order and arithmetic of
+//! [`Backend::experts`](lingqu_backend::Backend::experts). So it does not matter who computed which pair.
+
+#![forbid(unsafe_code)]
+
+mod config;
+mod exchange;
+mod keeper;
+mod members;
+mod message;
+mod pairs;
+mod session;
+mod shard;
+mod traffic;
+mod worker;
+
+use lingqu_backend::{BackendError, ExpertWeights};
+use lingqu_fabric::FabricError;
+use thiserror::Error;
+
+pub use config::{ClusterConfig, ConfigError, Deadlines, PlacementConfig, WorkerConfig};
+pub use exchange::{ClusterExchange, Model};
+pub use lingqu_placement::{Placement, WorkerId};
+pub use message::WireFormat;
+pub use pairs::PairExchange;
+pub use shard::Shard;
+pub use traffic::Traffic;
+pub use worker::{Identity, Worker};
+
+/// Puts experts of a layer on the worker's backend, in the given order; the error is for the log of the other side.
+pub type LoadExperts = dyn Fn(usize, &[usize]) -> Result<ExpertWeights, String> + Send + Sync;
+
+/// Why a cluster does not come together.
+#[derive(Debug, Error)]
+pub enum ClusterError {
+    #[error(transparent)]
+    Config(#[from] ConfigError),
+    #[error("placement: {0}")]
+    Placement(#[from] lingqu_placement::PlacementError),
+    #[error(transparent)]
+    Backend(#[from] BackendError),
+    #[error(transparent)]
+    Fabric(#[from] FabricError),
+    /// One that will not be better for waiting.
+    #[error("{worker} at {address}: {problem}")]
+    Refused { worker: WorkerId, address: String, problem: FabricError },
+    #[error("no worker is there: {0}")]
+    Nobody(String),
+    #[error("cannot start a thread: {0}")]
+    Thread(std::io::Error),
+}

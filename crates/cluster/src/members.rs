@@ -1,0 +1,142 @@
+//! Who is there, and who holds what: the serving side's view of its workers.
+
+use std::collections::BTreeMap;
+use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
+use std::time::Instant;
+
+use lingqu_fabric::{Fabric, FabricError};
+use lingqu_placement::{Placement, WorkerId};
+
+use crate::config::Deadlines;
+use crate::message::{FAILED, LOAD, LOADED, WireFormat, encode_load};
+use crate::session::Session;
+use crate::traffic::Traffic;
+
+/// What the step loop and the keepers share.
+pub(crate) struct Members {
+    pub fabric: Box<dyn Fabric>,
+    pub deadlines: Deadlines,
+    pub fingerprint: [u8; 32],
+    pub wire: WireFormat,
+    pub placement: Placement,
+    pub adopt: bool,
+    roster: Mutex<Roster>,
+    /// Somebody came, went or could not be reached; or all ends.
+    pub changed: Condvar,
+}
+
+pub(crate) struct Roster {
+    pub peers: Vec<Peer>,
+    /// What the first worker said of its arithmetic: all must say the same.
+    pub arithmetic: Option<String>,
+    pub traffic: Traffic,
+    /// Since when experts are missing that nobody has.
+    pub outage_since: Option<Instant>,
+    pub ends: bool,
+}
+
+pub(crate) struct Peer {
+    pub id: WorkerId,
+    pub address: String,
+    /// Of the last connection, from 1.
+    pub epoch: u64,
+    /// None: it cannot be asked; its keeper tries to change that.
+    pub session: Option<Session>,
+    pub held: Held,
+    /// Why it was last fenced or not reached.
+    pub problem: Option<FabricError>,
+}
+
+/// Experts that a worker said it has, by layer.
+#[derive(Default)]
+pub(crate) struct Held(BTreeMap<usize, Vec<bool>>);
+
+impl Held {
+    pub fn has(&self, layer: usize, expert: usize) -> bool {
+        self.0.get(&layer).is_some_and(|held| held.get(expert) == Some(&true))
+    }
+
+    pub fn add(&mut self, layer: usize, experts: &[usize]) {
+        let held = self.0.entry(layer).or_default();
+        let len = experts.iter().max().map_or(0, |last| last + 1).max(held.len());
+        held.resize(len, false);
+        experts.iter().for_each(|&expert| held[expert] = true);
+    }
+
+    pub fn count(&self) -> usize {
+        self.0.values().map(|held| held.iter().filter(|is| **is).count()).sum()
+    }
+}
+
+/// Why a worker did not load.
+pub(crate) enum LoadError {
+    /// It is of no more use.
+    Link(FabricError),
+    /// In its own words; it goes on.
+    Declined(String),
+}
+
+impl Members {
+    pub fn new(fabric: Box<dyn Fabric>, peers: Vec<Peer>, rest: Rest) -> Self {
+        let Rest { deadlines, fingerprint, wire, placement, adopt } = rest;
+        let roster = Roster { peers, arithmetic: None, traffic: Traffic::default(), outage_since: None, ends: false };
+        let (roster, changed) = (Mutex::new(roster), Condvar::new());
+        Self { fabric, deadlines, fingerprint, wire, placement, adopt, roster, changed }
+    }
+
+    pub fn roster(&self) -> MutexGuard<'_, Roster> {
+        self.roster.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Lets others at the roster until something changes, or until `deadline`.
+    pub fn wait<'a>(&self, roster: MutexGuard<'a, Roster>, deadline: Instant) -> MutexGuard<'a, Roster> {
+        let wait = deadline.saturating_duration_since(Instant::now());
+        self.changed.wait_timeout(roster, wait).unwrap_or_else(PoisonError::into_inner).0
+    }
+
+    /// Asks nothing of a worker any more until it is connected anew, under another epoch.
+    pub fn fence(&self, roster: &mut Roster, peer: usize, problem: FabricError) {
+        roster.traffic.fenced += 1;
+        let peer = &mut roster.peers[peer];
+        tracing::warn!("{} at {} is fenced: {problem}", peer.id, peer.address);
+        peer.session = None;
+        peer.held = Held::default();
+        peer.problem = Some(problem);
+        self.changed.notify_all();
+    }
+}
+
+/// Of [`Members`] what does not change.
+pub(crate) struct Rest {
+    pub deadlines: Deadlines,
+    pub fingerprint: [u8; 32],
+    pub wire: WireFormat,
+    pub placement: Placement,
+    pub adopt: bool,
+}
+
+impl Roster {
+    /// Every worker with what was last wrong with it.
+    pub fn problems(&self) -> String {
+        let of = |peer: &Peer| {
+            let problem = match (&peer.session, &peer.problem) {
+                (Some(_), _) => "is there".to_owned(),
+                (None, Some(problem)) => problem.to_string(),
+                (None, None) => "has not answered".to_owned(),
+            };
+            format!("{} at {}: {problem}", peer.id, peer.address)
+        };
+        self.peers.iter().map(of).collect::<Vec<_>>().join("; ")
+    }
+}
+
+/// Has a worker load experts of one layer.
+pub(crate) fn load(session: &mut Session, layer: usize, experts: &[usize], deadline: Instant) -> Result<(), LoadError> {
+    let asked = session.ask(LOAD, &[&encode_load(layer, experts)], deadline).map_err(LoadError::Link)?;
+    let read = |kind: u16, message: &[u8]| match kind {
+        LOADED => Ok(()),
+        FAILED => Err(LoadError::Declined(String::from_utf8_lossy(message).into_owned())),
+        _ => Err(LoadError::Link(FabricError::Corrupt("no answer to a load"))),
+    };
+    session.answer(asked, deadline, read).map_err(LoadError::Link)?
+}

@@ -1,0 +1,179 @@
+//! The experts that a process holds, and their work on pairs.
+
+use std::collections::BTreeMap;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use lingqu_backend::{Backend, BackendError, Buffer, ExpertWeights, HostRouting, Routing};
+use thiserror::Error;
+
+use crate::LoadExperts;
+use crate::message::Pair;
+
+/// Pairs computed together: bounds the buffers. Pairs come expert by expert, so that a weight is read about once.
+const PAIRS_AT_ONCE: usize = 512;
+
+#[derive(Debug, Error)]
+pub(crate) enum ShardError {
+    #[error("expert {expert} of layer {layer} is not held here")]
+    NotHeld { layer: usize, expert: u32 },
+    #[error("cannot load experts of layer {layer}: {problem}")]
+    Load { layer: usize, problem: String },
+    #[error(transparent)]
+    Backend(#[from] BackendError),
+}
+
+/// Some of the routed experts of a model, on one backend.
+pub struct Shard {
+    backend: Arc<dyn Backend>,
+    hidden: usize,
+    load: Box<LoadExperts>,
+    held: Mutex<BTreeMap<usize, Layer>>,
+    bench: Mutex<Bench>,
+    /// Held while experts are loaded: what is under way need not be loaded again.
+    loading: Mutex<()>,
+}
+
+#[derive(Default)]
+struct Layer {
+    /// Experts that were loaded together.
+    groups: Vec<Arc<ExpertWeights>>,
+    /// Group and place in it, by expert.
+    places: BTreeMap<u32, (usize, u32)>,
+}
+
+/// Buffers of one piece of work.
+struct Bench {
+    x: Buffer,
+    y: Buffer,
+    routing: Routing,
+    host: HostRouting,
+    values: Vec<f32>,
+}
+
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    // What is behind these locks is whole at every moment in which a thread could panic.
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+impl Shard {
+    /// Holds nothing yet. `hidden` is the width of a row.
+    pub fn new(backend: Arc<dyn Backend>, hidden: usize, load: Box<LoadExperts>) -> Result<Self, BackendError> {
+        let bench = Bench {
+            x: backend.alloc(PAIRS_AT_ONCE, hidden)?,
+            y: backend.alloc(PAIRS_AT_ONCE, hidden)?,
+            routing: backend.alloc_routing(PAIRS_AT_ONCE, 1)?,
+            host: HostRouting { top_k: 1, ..HostRouting::default() },
+            values: Vec::new(),
+        };
+        let (held, bench) = (Mutex::default(), Mutex::new(bench));
+        Ok(Self { backend, hidden, load, held, bench, loading: Mutex::new(()) })
+    }
+
+    pub(crate) fn hidden(&self) -> usize {
+        self.hidden
+    }
+
+    /// Experts held, of all layers.
+    pub fn experts(&self) -> usize {
+        lock(&self.held).values().map(|layer| layer.places.len()).sum()
+    }
+
+    /// Holds `experts` of `layer` from now on. Those that are held already cost nothing; work on others goes on.
+    pub(crate) fn load(&self, layer: usize, experts: &[usize]) -> Result<(), ShardError> {
+        let _alone = lock(&self.loading);
+        let is_held = |expert: &usize| lock(&self.held).get(&layer).is_some_and(|l| l.has(*expert));
+        let mut missing: Vec<usize> = experts.iter().copied().filter(|expert| !is_held(expert)).collect();
+        missing.sort_unstable();
+        missing.dedup();
+        if missing.is_empty() {
+            return Ok(());
+        }
+        let weights = (self.load)(layer, &missing).map_err(|problem| ShardError::Load { layer, problem })?;
+        let mut held = lock(&self.held);
+        let layer = held.entry(layer).or_default();
+        let group = layer.groups.len();
+        layer.groups.push(Arc::new(weights));
+        layer.places.extend(missing.iter().zip(0..).map(|(&expert, local)| (expert as u32, (group, local))));
+        Ok(())
+    }
+
+    /// What experts make of rows: `y[i] = ffn_pairs[i].expert(x[pairs[i].row])`, exactly as the backend computes it.
+    /// x `[rows, hidden]`, y `[pairs, hidden]`
+    pub(crate) fn compute(&self, layer: usize, pairs: &[Pair], x: &[f32], y: &mut [f32]) -> Result<(), ShardError> {
+        for (weights, work) in self.by_group(layer, pairs)? {
+            for work in work.chunks(PAIRS_AT_ONCE) {
+                lock(&self.bench).run(&*self.backend, &weights, &Work { pairs, work, hidden: self.hidden }, x, y)?;
+            }
+        }
+        Ok(())
+    }
+
+    /// Pairs (their number, and the expert's place in the group) by group, expert by expert.
+    #[allow(clippy::type_complexity)]
+    fn by_group(
+        &self,
+        layer: usize,
+        pairs: &[Pair],
+    ) -> Result<Vec<(Arc<ExpertWeights>, Vec<(usize, u32)>)>, ShardError> {
+        let held = lock(&self.held);
+        let missing = |pair: &Pair| ShardError::NotHeld { layer, expert: pair.expert };
+        let mut groups: BTreeMap<usize, Vec<(usize, u32)>> = BTreeMap::new();
+        for (number, pair) in pairs.iter().enumerate() {
+            let place = held.get(&layer).and_then(|l| l.places.get(&pair.expert));
+            let &(group, local) = place.ok_or_else(|| missing(pair))?;
+            groups.entry(group).or_default().push((number, local));
+        }
+        let weights = |group: usize| Arc::clone(&held[&layer].groups[group]);
+        let sorted = |mut work: Vec<(usize, u32)>| {
+            work.sort_by_key(|&(number, local)| (local, number));
+            work
+        };
+        Ok(groups.into_iter().map(|(group, work)| (weights(group), sorted(work))).collect())
+    }
+}
+
+impl Layer {
+    fn has(&self, expert: usize) -> bool {
+        u32::try_from(expert).is_ok_and(|expert| self.places.contains_key(&expert))
+    }
+}
+
+/// Pairs that one group of experts gets at once.
+struct Work<'a> {
+    pairs: &'a [Pair],
+    /// Number of the pair, and its expert's place in the group.
+    work: &'a [(usize, u32)],
+    hidden: usize,
+}
+
+impl Bench {
+    fn run(
+        &mut self,
+        backend: &dyn Backend,
+        weights: &ExpertWeights,
+        work: &Work<'_>,
+        x: &[f32],
+        y: &mut [f32],
+    ) -> Result<(), BackendError> {
+        let Work { pairs, work, hidden } = *work;
+        let Self { x: rows, y: outputs, routing, host, values } = self;
+        values.clear();
+        for (number, _) in work {
+            values.extend_from_slice(&x[pairs[*number].row as usize * hidden..][..hidden]);
+        }
+        host.experts.clear();
+        host.experts.extend(work.iter().map(|(_, local)| local));
+        host.weights.clear();
+        host.weights.resize(work.len(), 1.0); // times 1, added to 0: the output itself
+        rows.set_rows(work.len());
+        outputs.set_rows(work.len());
+        backend.write(values, rows.view_mut())?;
+        backend.write_routing(host, routing)?;
+        backend.experts(rows.view(), routing, weights, outputs.view_mut())?;
+        backend.read(outputs.view(), values)?;
+        for ((number, _), output) in work.iter().zip(values.chunks_exact(hidden)) {
+            y[number * hidden..][..hidden].copy_from_slice(output);
+        }
+        Ok(())
+    }
+}

@@ -1,0 +1,178 @@
+//! Golden models in clusters of threads, and a small engine that runs a sequence.
+
+#![allow(dead_code)] // Each test file uses a part.
+
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use lingqu_backend::{Backend, Exchange, KvPrecision, KvSpec};
+use lingqu_backend_cpu::{CpuBackend, CpuConfig, Isa};
+use lingqu_cluster::{
+    ClusterConfig, ClusterError, ClusterExchange, Deadlines, Identity, Model, Placement, PlacementConfig, Shard,
+    WireFormat, Worker, WorkerConfig, WorkerId,
+};
+use lingqu_fabric::{Fabric, Secret, TcpFabric};
+use lingqu_model::{Experts, LoadOptions, Package, load_routed_experts, load_with_experts, routed_expert_bytes};
+use lingqu_types::{Batch, BlockId, SequenceSlice, TokenId};
+
+pub const ROWS_MAX: usize = 16;
+const CONTEXT_MAX: usize = 64;
+const BLOCK_TOKENS: usize = 16;
+/// Of every run: as a prompt in two parts, then one by one.
+const PROMPT: usize = 14;
+const DECODED: usize = 6;
+
+pub fn root() -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("../..")
+}
+
+pub fn package(model: &str) -> Arc<Package> {
+    let path = match model {
+        "default" => root().join("models/default"),
+        model => root().join("testdata/golden/models").join(model),
+    };
+    Arc::new(Package::open(&path).unwrap_or_else(|error| panic!("{model}: {error}")))
+}
+
+pub fn cpu(isa: Option<Isa>) -> Arc<dyn Backend> {
+    Arc::new(CpuBackend::new(CpuConfig { threads: 1, isa, ..CpuConfig::default() }).expect("a CPU"))
+}
+
+pub fn shape(package: &Package) -> Model {
+    let config = &package.config;
+    let moe = config.moe.as_ref().expect("a mixture");
+    Model {
+        fingerprint: package.checkpoint.fingerprint(),
+        rows_max: ROWS_MAX,
+        hidden: config.hidden,
+        experts: moe.route.experts,
+        top_k: moe.route.top_k,
+        expert_bytes: routed_expert_bytes(package, config.layers),
+    }
+}
+
+pub fn shard(package: &Arc<Package>, backend: &Arc<dyn Backend>) -> Shard {
+    let (package, of_load) = (Arc::clone(package), Arc::clone(backend));
+    let hidden = package.config.hidden;
+    let load = move |layer: usize, experts: &[usize]| {
+        load_routed_experts(&package, &of_load, layer, experts).map_err(|e| e.to_string())
+    };
+    Shard::new(Arc::clone(backend), hidden, Box::new(load)).expect("buffers")
+}
+
+pub fn fabric() -> TcpFabric {
+    TcpFabric::new(Secret::new(b"an open secret of tests").expect("long enough"))
+}
+
+pub fn identity(package: &Package, id: u32) -> Identity {
+    let fingerprint = package.checkpoint.fingerprint();
+    Identity { id: WorkerId(id), fingerprint, arithmetic: "cpu int8".into() }
+}
+
+/// Starts a worker that lives as long as the process; its address.
+pub fn start_worker(shard: Shard, identity: Identity) -> String {
+    let listener = fabric().listen("127.0.0.1:0").expect("a free port");
+    let address = listener.address();
+    let worker = Worker::new(shard, identity);
+    std::thread::spawn(move || worker.serve(&*listener));
+    address
+}
+
+pub fn start_workers(package: &Arc<Package>, backend: &Arc<dyn Backend>, count: u32) -> Vec<String> {
+    (0..count).map(|id| start_worker(shard(package, backend), identity(package, id))).collect()
+}
+
+pub fn config(addresses: &[String], redundancy: f64) -> ClusterConfig {
+    let worker =
+        |(address, id): (&String, u32)| WorkerConfig { id, address: address.clone(), memory_gib: None, speed: 1.0 };
+    ClusterConfig {
+        workers: addresses.iter().zip(0..).map(worker).collect(),
+        secret_file: PathBuf::new(),
+        wire: WireFormat::F32,
+        placement: PlacementConfig { redundancy, ..PlacementConfig::default() },
+        deadlines: Deadlines {
+            step_ms: 500,
+            connect_ms: 500,
+            heartbeat_ms: 200,
+            recovery_ms: 500,
+            ..Deadlines::default()
+        },
+    }
+}
+
+pub fn start(
+    config: &ClusterConfig,
+    package: &Package,
+    device: &Arc<dyn Backend>,
+) -> Result<Arc<ClusterExchange>, ClusterError> {
+    let exchange = ClusterExchange::start(config, Box::new(fabric()), Arc::clone(device), &shape(package));
+    exchange.map(Arc::new)
+}
+
+pub fn start_placed(
+    config: &ClusterConfig,
+    package: &Package,
+    device: &Arc<dyn Backend>,
+    placement: Placement,
+) -> Arc<ClusterExchange> {
+    let (device, shape) = (Arc::clone(device), shape(package));
+    let exchange = ClusterExchange::with_placement(config, Box::new(fabric()), device, &shape, placement);
+    Arc::new(exchange.expect("a cluster"))
+}
+
+/// Bits of the logits of every row of one sequence, prompt and decodes.
+pub fn run(package: &Package, device: &Arc<dyn Backend>, experts: Experts) -> Vec<Vec<u32>> {
+    run_with(package, device, experts, &mut |_| {}).expect("every step")
+}
+
+pub fn behind(exchange: &Arc<ClusterExchange>) -> Experts {
+    Experts::Behind(Arc::clone(exchange) as Arc<dyn Exchange>)
+}
+
+/// `before` is called before each step with its number.
+pub fn run_with(
+    package: &Package,
+    device: &Arc<dyn Backend>,
+    experts: Experts,
+    before: &mut dyn FnMut(usize),
+) -> Result<Vec<Vec<u32>>, String> {
+    let options = LoadOptions {
+        batch_rows_max: ROWS_MAX,
+        logit_rows_max: ROWS_MAX,
+        context_tokens_max: CONTEXT_MAX,
+        speculate: false,
+    };
+    let model = load_with_experts(package, Arc::clone(device), &options, experts, &mut |_| {});
+    let mut model = model.unwrap_or_else(|error| panic!("{error}"));
+    let blocks = CONTEXT_MAX / BLOCK_TOKENS;
+    let (layers, entry) = (model.layers(), model.kv_entry());
+    let spec = KvSpec { layers, blocks, block_tokens: BLOCK_TOKENS, entry, precision: KvPrecision::Full };
+    let mut kv = device.alloc_kv(&spec).expect("a cache");
+    let vocab = package.config.vocab_size;
+    let mut tokens: Vec<TokenId> = (0..PROMPT).map(|i| (i * 37 + 5) as TokenId % vocab as TokenId).collect();
+    let (mut all, mut done) = (Vec::new(), 0);
+    for (step, rows) in [PROMPT / 2, PROMPT - PROMPT / 2].into_iter().chain([1; DECODED]).enumerate() {
+        before(step);
+        let batch = Batch {
+            tokens: tokens[done..done + rows].to_vec(),
+            sequences: vec![SequenceSlice {
+                rows: 0..rows,
+                context: done,
+                blocks: (0..blocks as u32).map(BlockId).take((done + rows).div_ceil(BLOCK_TOKENS)).collect(),
+                ..SequenceSlice::default()
+            }],
+            logit_rows: (0..rows as u32).collect(),
+        };
+        let logits = model.forward(&batch, &mut kv).map_err(|e| e.to_string())?;
+        let mut values = vec![0.0; rows * vocab];
+        device.read(logits, &mut values).expect("logits");
+        all.extend(values.chunks(vocab).map(|row| row.iter().map(|v| v.to_bits()).collect::<Vec<u32>>()));
+        done += rows;
+        if done == tokens.len() {
+            let last = &values[(rows - 1) * vocab..];
+            let best = last.iter().enumerate().max_by(|a, b| a.1.total_cmp(b.1)).expect("a vocabulary");
+            tokens.push(best.0 as TokenId);
+        }
+    }
+    Ok(all)
+}
