@@ -1,8 +1,9 @@
 #!/usr/bin/env bash
 # Clients as their makers ship them, against a server with the default model: scripts/compat.sh [BINARY]
-# Installs them into virtual environments under target/compat (the network is needed once), starts the server on free
-# ports and runs every scripts/compat/*.py, which read LINGQU_HTTP and LINGQU_GRPC (host:port) or --grpc. Then SIGTERM must end the
-# server with status 0. The load client has an environment of its own: it wants other versions of what both use.
+# Installs them into virtual environments under target/compat (the network is needed once; scripts/compat.sh --install
+# does no more than that), starts the server on free ports and runs every scripts/compat/*.py, which read LINGQU_HTTP
+# and LINGQU_GRPC (host:port) or --grpc. Then SIGTERM must end the server with status 0. The load client has an
+# environment of its own: it wants other versions of what both use.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 binary=${1:-${CARGO_TARGET_DIR:-target}/release/lingqu}
@@ -18,6 +19,7 @@ environment() { # NAME PACKAGE...: made once for these packages
 }
 environment clients 'openai==3.*' 'tritonclient[grpc]==2.*'
 environment load 'aiperf==0.13.*'
+[ "${1:-}" != --install ] || exit 0
 
 log=$home/server.log
 : >"$log" # not the one before
