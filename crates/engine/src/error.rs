@@ -17,6 +17,9 @@ pub enum EngineError {
     /// A step failed; the engine goes on with other requests.
     #[error("the step failed: {0}")]
     Step(Arc<BackendError>),
+    /// Experts that live elsewhere cannot be reached; others may be, or these later.
+    #[error("a part of the model is out of reach: {0}")]
+    Unreachable(Arc<BackendError>),
     /// The device is gone; the engine has ended.
     #[error("the device is lost: {0}")]
     DeviceLost(Arc<BackendError>),

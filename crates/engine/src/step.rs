@@ -266,16 +266,16 @@ impl StepLoop {
 
     /// Fails the requests of a step. Others go on, unless the device is lost.
     fn fail(&mut self, plan: &StepPlan, error: BackendError) -> Result<(), EngineError> {
-        let lost = matches!(error, BackendError::Device { .. });
-        let error = Arc::new(error);
-        if lost {
-            return Err(EngineError::DeviceLost(error));
-        }
         tracing::error!("a step of {} rows failed: {error}", plan.rows());
+        let why = match &error {
+            BackendError::Device { .. } => return Err(EngineError::DeviceLost(Arc::new(error))),
+            BackendError::Exchange { .. } => EngineError::Unreachable(Arc::new(error)),
+            _ => EngineError::Step(Arc::new(error)),
+        };
         for slice in &plan.slices {
             self.scheduler.abort(slice.id);
             if let Some(request) = self.forget(slice.id) {
-                request.fail(EngineError::Step(error.clone()));
+                request.fail(why.clone());
             }
         }
         Ok(())

@@ -25,6 +25,8 @@ pub struct Cli {
 pub enum Command {
     /// Serve completions over gRPC and HTTP until SIGTERM, then finish what runs and exit.
     Serve(ServeArgs),
+    /// Hold routed experts for a server, until SIGTERM.
+    Worker(WorkerArgs),
     /// Generate text for one prompt: the text goes to stdout, the figures to stderr.
     Generate(GenerateArgs),
     /// Print log-probabilities of given texts or token ids, one JSON object a line.
@@ -57,6 +59,12 @@ pub struct ModelArgs {
     /// Where the routed experts of a mixture are kept.
     #[arg(long, value_enum, default_value = "device")]
     pub experts: ExpertsPlace,
+    /// Keep the routed experts in the workers that this file lists (docs/cluster.md).
+    #[arg(long, value_name = "FILE", conflicts_with = "experts")]
+    pub cluster: Option<PathBuf>,
+    /// Round what goes to experts and comes back as this wire of a cluster does: the same bits without the cluster.
+    #[arg(long, value_enum, conflicts_with_all = ["experts", "cluster"])]
+    pub exchange_wire: Option<Wire>,
     /// Threads of the cpu backend [default: all cores].
     #[arg(long, value_name = "N")]
     pub threads: Option<NonZeroUsize>,
@@ -69,6 +77,14 @@ pub struct ModelArgs {
     /// How finely keys and values are kept.
     #[arg(long, value_enum, default_value = "full")]
     pub kv_cache: KvCache,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum Wire {
+    /// As they are.
+    F32,
+    /// In 16 bits.
+    Bf16,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
@@ -211,6 +227,18 @@ impl SpeculationArgs {
     pub fn speculation(&self, sequences_max: usize) -> Option<Speculation> {
         self.speculate.map(|drafts| Speculation { drafts: drafts.into(), sequences_max })
     }
+}
+
+#[derive(Debug, Args)]
+pub struct WorkerArgs {
+    #[command(flatten)]
+    pub model: ModelArgs,
+    /// Which of the workers in the file of --cluster this is.
+    #[arg(long, value_name = "N")]
+    pub id: u32,
+    /// Where to listen [default: the worker's address in the file].
+    #[arg(long, value_name = "HOST:PORT")]
+    pub listen: Option<String>,
 }
 
 #[derive(Debug, Args)]

@@ -8,3 +8,4 @@ pub mod kernels;
 pub mod score;
 pub mod serve;
 pub mod tokenize;
+pub mod worker;

@@ -5,18 +5,18 @@ use std::sync::Arc;
 
 use anyhow::{Context, Result};
 use indicatif::{ProgressBar, ProgressStyle};
-use lingqu_backend::{Backend, KvPrecision, KvSpec, KvStore};
+use lingqu_backend::{Backend, Exchange, KvPrecision, KvSpec, KvStore};
 use lingqu_backend_cpu::{CpuBackend, CpuConfig, Isa, Precision};
 use lingqu_backend_gpu::{GpuBackend, GpuConfig, Row};
 use lingqu_backend_reference::ReferenceBackend;
+use lingqu_cluster::{ClusterExchange, WireFormat};
 use lingqu_engine::Speculation;
 use lingqu_model::{Adapter, Experts, LoadOptions, LoadProgress, Model, Package, load_with_experts};
 use lingqu_tokenizer::Tokenizer;
 use lingqu_types::{Limits, SamplingParams};
 
-use crate::Usage;
-use crate::cli::{Activations, BackendName, ExpertsPlace, KvCache, ModelArgs};
-use crate::embedded;
+use crate::cli::{Activations, BackendName, ExpertsPlace, KvCache, ModelArgs, Wire};
+use crate::{Usage, cluster, embedded};
 
 /// Longest context served unless `--max-context` asks for more: bounds the KV cache of models that allow 128k.
 const DEFAULT_CONTEXT_TOKENS_MAX: usize = 8192;
@@ -127,16 +127,28 @@ pub fn load(
     args: &ModelArgs,
     limits: &Limits,
     speculation: Option<&Speculation>,
-) -> Result<Box<dyn Model>> {
-    let experts = match args.experts {
-        ExpertsPlace::Device => Experts::Here,
-        ExpertsPlace::Cpu => Experts::On(Arc::new(cpu_backend(args)?)),
-    };
+) -> Result<Loaded> {
     let options = LoadOptions {
         batch_rows_max: limits.batch_rows_max,
         logit_rows_max: limits.logit_rows_max,
         context_tokens_max: limits.context_tokens_max,
         speculate: speculation.is_some(),
+    };
+    let mut exchange = None;
+    let experts = match (&args.cluster, args.exchange_wire, args.experts) {
+        (Some(file), _, _) => {
+            let cluster = exchange.insert(cluster::connect(file, package, backend, &options)?);
+            Experts::Behind(Arc::clone(cluster) as Arc<dyn Exchange>)
+        }
+        (None, Some(wire), _) => {
+            let wire = match wire {
+                Wire::F32 => WireFormat::F32,
+                Wire::Bf16 => WireFormat::Bf16,
+            };
+            cluster::alone(wire, open_package(args.model.as_deref())?, backend, &options)?
+        }
+        (None, None, ExpertsPlace::Device) => Experts::Here,
+        (None, None, ExpertsPlace::Cpu) => Experts::On(Arc::new(cpu_backend(args)?)),
     };
     let style = "{msg} [{bar:40}] {bytes}/{total_bytes} {eta}";
     let bar = ProgressBar::new(package.checkpoint.bytes());
@@ -148,7 +160,24 @@ pub fn load(
     };
     let model = load_with_experts(package, backend.clone(), &options, experts, &mut progress)?;
     bar.finish_and_clear();
-    Ok(model)
+    Ok(Loaded { model, cluster: exchange })
+}
+
+/// A model, and the cluster that holds its routed experts, if one does.
+pub struct Loaded {
+    pub model: Box<dyn Model>,
+    pub cluster: Option<Arc<ClusterExchange>>,
+}
+
+/// How the numbers of an expert come about on a backend; equal words, equal bits.
+pub fn arithmetic(backend: &dyn Backend, args: &ModelArgs) -> String {
+    let name = &backend.capabilities().name;
+    let activations = match args.activations {
+        Activations::Int8 => "int8",
+        Activations::Int16 => "int16",
+    };
+    // The cpu backend has the same bits on every instruction set, for any number of threads.
+    if name.starts_with("cpu") { format!("cpu, {activations} activations") } else { name.clone() }
 }
 
 /// How finely the cache keeps what it holds.

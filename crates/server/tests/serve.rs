@@ -1,120 +1,13 @@
 //! `lingqu serve` as clients and operators meet it: calls over loopback, SIGTERM, exit status.
 
-use std::io::{BufRead, BufReader, Read, Write};
-use std::net::TcpStream;
-use std::process::{Child, ChildStderr, Command, Stdio};
+mod support;
+
+use std::io::Read;
+use std::process::Command;
 use std::time::{Duration, Instant};
 
 use lingqu_proto::v1::generate_event::Event;
-use lingqu_proto::v1::generate_request::Input;
-use lingqu_proto::v1::inference_client::InferenceClient;
-use lingqu_proto::v1::{GenerateRequest, Sampling};
-use tonic::transport::Channel;
-
-/// A running server; killed when dropped, so that a failed test leaves nothing behind.
-struct Server {
-    child: Child,
-    stderr: BufReader<ChildStderr>,
-    url: String,
-    /// Address of the HTTP port.
-    http: String,
-}
-
-impl Server {
-    fn start(args: &[&str]) -> Self {
-        let mut child = Command::new(env!("CARGO_BIN_EXE_lingqu"))
-            .args(["serve", "--grpc-addr", "127.0.0.1:0", "--http-addr", "127.0.0.1:0"])
-            .args(args)
-            .stderr(Stdio::piped())
-            .spawn()
-            .expect("the binary starts");
-        let mut stderr = BufReader::new(child.stderr.take().expect("piped"));
-        let mut address = |of: &str| loop {
-            let mut line = String::new();
-            assert!(stderr.read_line(&mut line).expect("stderr is text") > 0, "the server ended before it served");
-            if let Some(address) = line.trim().strip_prefix(of) {
-                break address.to_owned();
-            }
-        };
-        let url = format!("http://{}", address("lingqu: gRPC on "));
-        let http = address("lingqu: HTTP on ");
-        Self { child, stderr, url, http }
-    }
-
-    async fn client(&self) -> InferenceClient<Channel> {
-        InferenceClient::connect(self.url.clone()).await.expect("the port is open")
-    }
-
-    /// Sends a POST and reads the response until `enough`, or to its end.
-    fn post(&self, body: &str, enough: &str) -> (TcpStream, String) {
-        let mut stream = TcpStream::connect(&self.http).expect("the port is open");
-        let head = "POST /v1/completions HTTP/1.1\r\nhost: x\r\nconnection: close\r\ncontent-type: application/json";
-        write!(stream, "{head}\r\ncontent-length: {}\r\n\r\n{body}", body.len()).expect("taken");
-        let (mut told, mut bytes) = (Vec::new(), [0; 4096]);
-        loop {
-            let count = stream.read(&mut bytes).expect("no reset");
-            told.extend_from_slice(&bytes[..count]);
-            let text = String::from_utf8_lossy(&told).into_owned();
-            if count == 0 || (!enough.is_empty() && text.contains(enough)) {
-                return (stream, text);
-            }
-        }
-    }
-
-    fn terminate(&self) {
-        let pid = self.child.id().to_string();
-        assert!(Command::new("kill").args(["-TERM", &pid]).status().expect("kill runs").success());
-    }
-
-    /// Waits for the end, bounded; returns the exit status and what was still written.
-    fn wait(mut self) -> (Option<i32>, String) {
-        let deadline = Instant::now() + Duration::from_secs(60);
-        while Instant::now() < deadline {
-            if let Some(status) = self.child.try_wait().expect("the child is ours") {
-                let mut rest = String::new();
-                std::io::Read::read_to_string(&mut self.stderr, &mut rest).expect("stderr is text");
-                return (status.code(), rest);
-            }
-            std::thread::sleep(Duration::from_millis(20));
-        }
-        panic!("the server did not end");
-    }
-}
-
-impl Drop for Server {
-    fn drop(&mut self) {
-        let _ = self.child.kill();
-        let _ = self.child.wait();
-    }
-}
-
-fn request(max_tokens: u32) -> GenerateRequest {
-    GenerateRequest {
-        input: Some(Input::Prompt("秋天".into())),
-        max_tokens: Some(max_tokens),
-        ignore_eos: true,
-        sampling: Some(Sampling { seed: Some(11), temperature: Some(1.0), ..Default::default() }),
-        ..Default::default()
-    }
-}
-
-/// Token ids of a streamed generation that must end well.
-async fn stream(client: &mut InferenceClient<Channel>, request: GenerateRequest) -> Vec<u32> {
-    let mut events = client.generate(request).await.expect("the call is taken").into_inner();
-    let (mut ids, mut finished) = (Vec::new(), false);
-    while let Some(event) = events.message().await.expect("the stream does not fail") {
-        match event.event.expect("an event") {
-            Event::Delta(delta) => ids.extend(delta.token_ids),
-            Event::Finished(end) => {
-                finished = true;
-                assert_eq!(end.usage.expect("usage").completion_tokens as usize, ids.len());
-            }
-            Event::PromptLogprobs(_) => panic!("nobody asked"),
-        }
-    }
-    assert!(finished, "a stream ends with finished");
-    ids
-}
+use support::server::{Server, request, stream};
 
 #[tokio::test]
 async fn streams_equal_whole_replies_and_each_other() {

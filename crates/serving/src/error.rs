@@ -89,6 +89,10 @@ impl RequestError {
         match error {
             EngineError::Stopped => Self::Unavailable(format!("request {id} was cut off: the server stops")),
             EngineError::DeadlineExceeded => Self::DeadlineExceeded(format!("request {id}: its deadline has passed")),
+            EngineError::Unreachable(cause) => {
+                tracing::error!(request = %id, %cause, "request failed");
+                Self::Unavailable(format!("request {id}: a part of the model is out of reach: try again later"))
+            }
             error => Self::internal(id, error),
         }
     }
@@ -96,6 +100,10 @@ impl RequestError {
 
 #[cfg(test)]
 mod tests {
+    use std::sync::Arc;
+
+    use lingqu_backend::BackendError;
+
     use super::*;
 
     #[test]
@@ -113,6 +121,10 @@ mod tests {
         check(too_long, "chat: 9 tokens leave no room in a context of 8 tokens");
         let full = RequestError::submit(SubmitError::QueueFull { queue_requests_max: 2 }, names);
         assert!(matches!(full, RequestError::Exhausted(_)), "{full}");
+        let problem = "worker 3 at 10.0.0.3:7001: the deadline has passed".to_owned();
+        let cause = Arc::new(BackendError::Exchange { layer: 3, problem });
+        let lost = RequestError::engine(RequestId(7), &EngineError::Unreachable(cause));
+        assert!(matches!(&lost, RequestError::Unavailable(text) if !text.contains("10.0")), "{lost}");
         let draining = RequestError::submit(SubmitError::Draining, names);
         assert!(matches!(draining, RequestError::Unavailable(_)), "{draining}");
     }

@@ -51,7 +51,7 @@ pub fn run(args: &BenchArgs) -> Result<()> {
     let mut limits = Limits::for_context(longest, widest);
     let blocks_of = |tokens: usize| tokens.div_ceil(limits.block_tokens);
     limits.blocks = (widest * blocks_of(prompt + generate)).max(blocks_of(longest));
-    let mut model = wiring::load(&package, &backend, &args.model, &limits, None)?;
+    let mut model = wiring::load(&package, &backend, &args.model, &limits, None)?.model;
     let load_s = started.elapsed().as_secs_f64();
     let mut kv = wiring::alloc_kv(&*backend, &*model, &limits, wiring::kv_precision(&args.model))?;
 

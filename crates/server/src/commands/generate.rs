@@ -12,12 +12,16 @@ use lingqu_tokenizer::{ChatMessage, EncodeOptions, RenderOptions, Tokenizer};
 use lingqu_types::{GenerateRequest, Limits, SamplingParams, StopConditions, TokenId};
 
 use crate::cli::GenerateArgs;
-use crate::{Usage, wiring};
+use crate::wiring::Loaded;
+use crate::{Usage, cluster, wiring};
 
 /// What the one adapter is called here.
 const ADAPTER: &str = "adapter";
 
 pub fn run(args: &GenerateArgs) -> Result<()> {
+    if args.model.cluster.is_some() {
+        tracing_subscriber::fmt().with_writer(std::io::stderr).with_max_level(tracing::Level::WARN).init();
+    }
     let started = Instant::now();
     let mut package = wiring::open_package(args.model.model.as_deref())?;
     let context = wiring::context_tokens_max(&package, args.max_context.map(|n| n.get()))?;
@@ -29,7 +33,7 @@ pub fn run(args: &GenerateArgs) -> Result<()> {
 
     let backend = wiring::backend(&args.model)?;
     let speculation = args.speculation.speculation(1);
-    let mut model = wiring::load(&package, &backend, &args.model, &limits, speculation.as_ref())?;
+    let Loaded { mut model, cluster } = wiring::load(&package, &backend, &args.model, &limits, speculation.as_ref())?;
     wiring::load_adapters(&mut *model, args.adapter.iter().map(|path| (ADAPTER, &**path)))?;
     let mut config = EngineConfig::new(limits, package.generation.eos_token_ids.clone());
     config.kv_precision = wiring::kv_precision(&args.model);
@@ -60,6 +64,9 @@ pub fn run(args: &GenerateArgs) -> Result<()> {
                 writeln!(out)?;
                 let times = Times { load_s: loaded_s, first_token_s, total_s: began.elapsed().as_secs_f64() };
                 eprintln!("{}{}", times.figures(&finished), drafts(&engine.handle().load()));
+                if let Some(exchange) = &cluster {
+                    eprintln!("{}", cluster::figures(&exchange.traffic()));
+                }
             }
             TextEvent::Prompt(_) => {}
             TextEvent::Failed(error) => return Err(anyhow!("{error}")),

@@ -26,7 +26,7 @@ pub fn run(args: &ScoreArgs) -> Result<()> {
     limits.logit_rows_max = CHUNK_ROWS;
     limits.batch_rows_max = CHUNK_ROWS;
     let backend = wiring::backend(&args.model)?;
-    let mut model = wiring::load(&package, &backend, &args.model, &limits, None)?;
+    let mut model = wiring::load(&package, &backend, &args.model, &limits, None)?.model;
     let mut kv = wiring::alloc_kv(&*backend, &*model, &limits, wiring::kv_precision(&args.model))?;
     let options = ScoreOptions { chunk_rows: CHUNK_ROWS, top: args.top.min(package.config.vocab_size) };
     let mut out = std::io::stdout().lock();

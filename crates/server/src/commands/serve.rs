@@ -17,7 +17,8 @@ use tokio::sync::watch;
 
 use crate::cli::{ServeArgs, Sharing};
 use crate::embedded::model_name;
-use crate::{Usage, wiring};
+use crate::wiring::Loaded;
+use crate::{Usage, cluster, wiring};
 
 /// Threads that speak gRPC and HTTP; the model's own threads are separate.
 const NETWORK_THREADS: usize = 2;
@@ -39,7 +40,7 @@ pub fn run(args: &ServeArgs) -> Result<()> {
     let ports = runtime.block_on(Ports::bind(args))?;
 
     let speculation = args.speculation.speculation(args.speculate_sequences);
-    let mut model = wiring::load(&package, &backend, &args.model, &limits, speculation.as_ref())?;
+    let Loaded { mut model, cluster } = wiring::load(&package, &backend, &args.model, &limits, speculation.as_ref())?;
     wiring::load_adapters(&mut *model, args.adapters.iter().map(|a| (&*a.name, &*a.path)))?;
     let mut config = EngineConfig::new(limits, package.generation.eos_token_ids.clone());
     config.kv_precision = wiring::kv_precision(&args.model);
@@ -70,7 +71,11 @@ pub fn run(args: &ServeArgs) -> Result<()> {
     }
     let drain_timeout = Duration::from_secs(args.drain_timeout);
     let served = Arc::new(Served::new(served, TEXT_WORK_MAX));
-    runtime.block_on(serve_until_signal(engine, served, ports, signals, drain_timeout))
+    runtime.block_on(serve_until_signal(engine, served, ports, signals, drain_timeout))?;
+    if let Some(exchange) = cluster {
+        eprintln!("lingqu: {}", cluster::figures(&exchange.traffic()));
+    }
+    Ok(())
 }
 
 fn limits(args: &ServeArgs, package: &Package) -> Result<Limits> {
