@@ -5,19 +5,26 @@ use std::time::Duration;
 /// [`Default`] suits a server on an internal network.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct GrpcConfig {
-    /// TCP connections at once; one more is closed at once. Bounds sockets and their buffers.
+    /// TCP connections at once; one more takes the place of one that asks nothing, or is closed at once when all are
+    /// busy. Bounds sockets and their buffers.
     pub connections_max: usize,
     /// Calls at once on one connection; a client's further calls wait on its own side.
     pub streams_per_connection_max: u32,
-    /// Calls at once in all; one more is answered RESOURCE_EXHAUSTED. Bounds the memory of calls.
+    /// Calls at once in all whose request has arrived; one more is answered RESOURCE_EXHAUSTED. Bounds the memory of
+    /// calls.
     pub calls_max: usize,
+    /// Calls at once in all whose request has not arrived whole; with one more, the one that has been arriving longest
+    /// is answered RESOURCE_EXHAUSTED.
+    pub arriving_max: usize,
     /// Bytes of one request.
     pub request_bytes_max: usize,
-    /// Bytes of all requests that are still arriving.
+    /// Bytes of all requests that are still arriving; when there are more, the one that has been arriving longest is
+    /// answered RESOURCE_EXHAUSTED.
     pub request_bytes_in_flight_max: usize,
-    /// For a request to arrive whole: clears streams that are opened and left so. Reflection streams live no longer.
+    /// For a request to arrive whole: clears streams that are opened and left so. Also between two requests of a
+    /// reflection stream.
     pub request_read_timeout: Duration,
-    /// A stream of requests (KServe's) takes no more of them once its client has sent nothing for so long.
+    /// KServe's stream of requests takes no more of them once its client has sent nothing for so long.
     pub stream_idle_timeout: Duration,
     /// Requests of one such stream that run at once; further ones wait on the client's side.
     pub stream_requests_max: usize,
@@ -35,6 +42,7 @@ impl Default for GrpcConfig {
             connections_max: 1024,
             streams_per_connection_max: 1024,
             calls_max: 4096,
+            arriving_max: 4096,
             request_bytes_max: 4 << 20,
             request_bytes_in_flight_max: 256 << 20,
             request_read_timeout: Duration::from_secs(30),

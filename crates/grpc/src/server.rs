@@ -93,6 +93,7 @@ pub async fn serve(
 
     let admission = Admission::new(&AdmissionLimits {
         calls_max: config.calls_max,
+        arriving_max: config.arriving_max,
         request_bytes_in_flight_max: config.request_bytes_in_flight_max,
         read_timeout: config.request_read_timeout,
         stream_idle_timeout: config.stream_idle_timeout,

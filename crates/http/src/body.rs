@@ -2,13 +2,13 @@
 
 use std::future::poll_fn;
 use std::pin::Pin;
-use std::sync::Arc;
+use std::task::Poll;
 
 use axum::body::Body;
 use http::header::CONTENT_LENGTH;
 use http::{HeaderMap, StatusCode};
 use http_body::Body as _;
-use tokio::sync::{OwnedSemaphorePermit, Semaphore};
+use lingqu_serving::{Arrival, NoRoom};
 
 use crate::app::App;
 use crate::error::ApiError;
@@ -16,7 +16,7 @@ use crate::error::ApiError;
 /// A whole body. It counts among the bytes in flight until it is dropped.
 pub struct Received {
     pub bytes: Vec<u8>,
-    _held: OwnedSemaphorePermit,
+    _held: Arrival,
 }
 
 /// Reads a body.
@@ -29,29 +29,34 @@ pub async fn read(app: &App, headers: &HeaderMap, body: Body) -> Result<Received
     if announced.is_some_and(|length| length > bytes_max as u64) {
         return Err(too_large(bytes_max));
     }
-    let reading = tokio::time::timeout(app.config.request_read_timeout, read_frames(&app.bytes, body, bytes_max));
+    let reading =
+        tokio::time::timeout(app.config.request_read_timeout, read_frames(app.arrivals.begin(), body, bytes_max));
     let late = || ApiError::of(StatusCode::REQUEST_TIMEOUT, "the request did not arrive in time");
     reading.await.map_err(|_| late())?
 }
 
-async fn read_frames(budget: &Arc<Semaphore>, mut body: Body, bytes_max: usize) -> Result<Received, ApiError> {
-    let hold = |bytes: usize| {
-        let permits = u32::try_from(bytes).map_err(|_| too_large(bytes_max))?;
-        Arc::clone(budget).try_acquire_many_owned(permits).map_err(|_| {
-            ApiError::of(StatusCode::TOO_MANY_REQUESTS, "too many requests are arriving at once: try again later")
-        })
-    };
-    let mut received = Received { bytes: Vec::new(), _held: hold(0)? };
-    while let Some(frame) = poll_fn(|cx| Pin::new(&mut body).poll_frame(cx)).await {
+async fn read_frames(mut arrival: Arrival, mut body: Body, bytes_max: usize) -> Result<Received, ApiError> {
+    let mut bytes = Vec::new();
+    loop {
+        let next = poll_fn(|cx| match Pin::new(&mut body).poll_frame(cx) {
+            Poll::Ready(frame) => Poll::Ready(Ok(frame)),
+            Poll::Pending => arrival.poll_cut(cx).map(Err),
+        });
+        let Some(frame) = next.await.map_err(no_room)? else { break };
         let frame = frame.map_err(|_| ApiError::of(StatusCode::BAD_REQUEST, "the request's body broke off"))?;
         let Ok(data) = frame.into_data() else { continue };
-        if received.bytes.len() + data.len() > bytes_max {
+        if bytes.len() + data.len() > bytes_max {
             return Err(too_large(bytes_max));
         }
-        received._held.merge(hold(data.len())?);
-        received.bytes.extend_from_slice(&data);
+        arrival.hold(data.len()).map_err(no_room)?;
+        bytes.extend_from_slice(&data);
     }
-    Ok(received)
+    arrival.whole().map_err(no_room)?;
+    Ok(Received { bytes, _held: arrival })
+}
+
+fn no_room(why: NoRoom) -> ApiError {
+    ApiError::of(StatusCode::TOO_MANY_REQUESTS, why.to_string())
 }
 
 fn too_large(bytes_max: usize) -> ApiError {

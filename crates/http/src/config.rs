@@ -5,16 +5,19 @@ use std::time::Duration;
 /// [`Default`] suits a server on an internal network.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct HttpConfig {
-    /// TCP connections at once; one more is closed at once. Bounds sockets and their buffers.
+    /// TCP connections at once; one more takes the place of one that asks nothing, or is closed at once when all are
+    /// busy. Bounds sockets and their buffers.
     pub connections_max: usize,
-    /// Requests at once in all; one more is answered 429. Bounds the memory of requests and replies.
+    /// Requests at once in all that have arrived whole; one more is answered 429. Bounds the memory of requests and
+    /// replies.
     pub requests_max: usize,
     /// Bytes of one request line with its headers; more are answered 431. Also of what is buffered for a connection
     /// in each direction.
     pub header_bytes_max: usize,
     /// Bytes of one request's body; more are answered 413.
     pub request_bytes_max: usize,
-    /// Bytes of all bodies that have arrived but are not yet read as JSON; more are answered 429.
+    /// Bytes of all bodies that have arrived but are not yet read as JSON; when there are more, the body that has been
+    /// arriving longest is answered 429.
     pub request_bytes_in_flight_max: usize,
     /// For a request's headers to arrive, counted from the opening of the connection or the end of the reply before:
     /// closes connections that are opened and left so.

@@ -1,13 +1,13 @@
-//! One TCP connection, given up when its client does not read.
+//! One TCP connection, given up when its client does not read, or when others need its place.
 
 use std::io;
 use std::pin::Pin;
 use std::task::{Context, Poll};
 use std::time::Duration;
 
+use lingqu_serving::Place;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::TcpStream;
-use tokio::sync::OwnedSemaphorePermit;
 use tokio::time::Sleep;
 
 /// Writing fails when not a byte goes out for [`crate::HttpConfig::write_stall_timeout`]. Dropping it makes room for
@@ -17,12 +17,12 @@ pub struct Connection {
     stall_timeout: Duration,
     /// Runs while something waits to be written.
     stalled: Option<Pin<Box<Sleep>>>,
-    _place: OwnedSemaphorePermit,
+    place: Place,
 }
 
 impl Connection {
-    pub fn new(stream: TcpStream, place: OwnedSemaphorePermit, stall_timeout: Duration) -> Self {
-        Self { stream, stall_timeout, stalled: None, _place: place }
+    pub fn new(stream: TcpStream, place: Place, stall_timeout: Duration) -> Self {
+        Self { stream, stall_timeout, stalled: None, place }
     }
 
     /// Watches over the outcome of a write.
@@ -30,6 +30,9 @@ impl Connection {
         if written.is_ready() {
             self.stalled = None;
             return written;
+        }
+        if let Poll::Ready(error) = self.place.poll_cut(cx) {
+            return Poll::Ready(Err(error));
         }
         let timeout = self.stall_timeout;
         let stalled = self.stalled.get_or_insert_with(|| Box::pin(tokio::time::sleep(timeout)));
@@ -39,7 +42,10 @@ impl Connection {
 
 impl AsyncRead for Connection {
     fn poll_read(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buffer: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.stream).poll_read(cx, buffer)
+        match self.place.poll_cut(cx) {
+            Poll::Ready(error) => Poll::Ready(Err(error)),
+            Poll::Pending => Pin::new(&mut self.stream).poll_read(cx, buffer),
+        }
     }
 }
 

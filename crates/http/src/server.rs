@@ -2,13 +2,13 @@
 
 use std::sync::Arc;
 
-use axum::Router;
+use axum::{Extension, Router};
 use futures_util::FutureExt;
 use hyper::server::conn::http1;
 use hyper_util::rt::{TokioIo, TokioTimer};
 use hyper_util::service::TowerToHyperService;
-use lingqu_serving::{Connections, Phase, Served};
-use tokio::net::TcpListener;
+use lingqu_serving::{Connections, Phase, Place, Served};
+use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::watch;
 use tokio::task::JoinSet;
 
@@ -29,9 +29,10 @@ pub async fn serve(config: HttpConfig, served: Arc<Served>, listener: TcpListene
     let app = Arc::new(App::new(config, served, phase.clone()));
     let router = endpoint::router(Arc::clone(&app));
     let mut tasks = JoinSet::new();
-    let spawn = |(stream, place), tasks: &mut JoinSet<()>| {
+    let spawn = |(stream, place): (TcpStream, Place), tasks: &mut JoinSet<()>| {
+        let router = router.clone().layer(Extension(place.peer()));
         let connection = Connection::new(stream, place, app.config.write_stall_timeout);
-        tasks.spawn(serve_connection(connection, app.config.clone(), router.clone(), phase.clone()));
+        tasks.spawn(serve_connection(connection, app.config.clone(), router, phase.clone()));
     };
     let stop = stopping(phase.clone());
     tokio::pin!(stop);

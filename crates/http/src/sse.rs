@@ -12,8 +12,8 @@ use http::header::{CACHE_CONTROL, CONTENT_TYPE};
 use lingqu_serving::Replies;
 use lingqu_serving::reply::ReplyEvent;
 use serde_json::Value;
-use tokio::sync::OwnedSemaphorePermit;
 
+use crate::app::Admitted;
 use crate::error::ApiError;
 use crate::reply::{Form, UsageTotal};
 
@@ -29,7 +29,7 @@ pub struct Streaming<F> {
     pub include_usage: bool,
     pub comment_interval: Duration,
     /// The request's place, kept until the end.
-    pub _place: OwnedSemaphorePermit,
+    pub _place: Admitted,
 }
 
 /// What is left to tell.

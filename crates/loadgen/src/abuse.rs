@@ -61,11 +61,19 @@ pub async fn run(args: &AbuseArgs) -> Result<(), String> {
     let memory = || args.target.server_pid.and_then(resident_bytes);
     let memory_before = memory();
     let mut problems = Vec::new();
+    let attack = half_open::Attack {
+        victim: &victim,
+        target: &args.target,
+        connected: &target,
+        streams: args.streams,
+        files_max,
+        hold,
+    };
     for kind in &args.kinds {
         let finding = match kind {
             Abuse::Slow => clients::slow(&args.target, args.clients, hold).await,
             Abuse::Dropped => clients::dropped(&args.target, args.clients).await,
-            Abuse::HalfOpen => half_open::run(&victim, args.streams, files_max, hold, &target).await,
+            Abuse::HalfOpen => half_open::run(&attack).await,
             Abuse::Malformed => malformed::run(&victim, args.seed).await,
         };
         println!("{kind:?}: {}", finding.text);

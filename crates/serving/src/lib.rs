@@ -8,8 +8,10 @@
 
 #![forbid(unsafe_code)]
 
+mod arrivals;
 pub mod ask;
 mod connections;
+mod cut;
 mod error;
 mod input;
 pub mod metrics;
@@ -19,8 +21,9 @@ mod prepare;
 pub mod reply;
 mod tools;
 
+pub use arrivals::{Arrival, Arrivals, NoRoom};
 pub use ask::{Ask, FieldNames};
-pub use connections::Connections;
+pub use connections::{Asking, Connections, Peer, Place};
 pub use error::RequestError;
 pub use input::{Encoded, Input};
 pub use metrics::Metrics;

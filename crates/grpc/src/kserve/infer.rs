@@ -64,6 +64,7 @@ pub fn job(served: &Served, request: ModelInferRequest, headers: &FromHeaders) -
         return Err(too_many(TEXT_INPUT, count, PROMPTS_MAX));
     }
 
+    let model = if model_name.is_empty() { served.model.card.name.clone() } else { model_name.clone() };
     let mut common = Options::new(model_name, &served.model.default_sampling);
     for (name, value) in parameters {
         let value = parameter(value).ok_or_else(|| invalid(&name, "holds no value"))?;
@@ -84,7 +85,6 @@ pub fn job(served: &Served, request: ModelInferRequest, headers: &FromHeaders) -
     let shape = texts.shape.iter().map(|&size| size as i64).collect();
     let layout = Layout { wanted, raw, shape };
     let prompts = texts.values.into_iter().zip(options).map(|(text, options)| prompt(text, options, &layout));
-    let model = served.model.card.name.clone();
     Ok(Job { id, model, stream, prompts: prompts.collect::<Result<_, _>>()?, layout })
 }
 

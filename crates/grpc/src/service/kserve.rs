@@ -58,9 +58,11 @@ impl Kserve {
         &self.served.model.card.name
     }
 
-    fn check_model(&self, name: &str, version: &str) -> Result<(), Status> {
-        self.served.check_name(name).map_err(status)?;
-        check_version("version", version)
+    /// The model's name, or that of the adapter that was asked about.
+    fn find<'a>(&'a self, name: &'a str, version: &str) -> Result<&'a str, Status> {
+        let adapter = self.served.adapter(name).map_err(status)?;
+        check_version("version", version)?;
+        Ok(adapter.map_or(self.name(), |_| name))
     }
 }
 
@@ -88,7 +90,7 @@ impl GrpcInferenceService for KserveService {
     ) -> Result<Response<wire::ModelReadyResponse>, Status> {
         let wire::ModelReadyRequest { name, version } = request.into_inner();
         // An unknown model is not an error to this question.
-        let ready = self.0.check_model(&name, &version).is_ok() && self.0.is_ready();
+        let ready = self.0.find(&name, &version).is_ok() && self.0.is_ready();
         Ok(Response::new(wire::ModelReadyResponse { ready }))
     }
 
@@ -108,8 +110,7 @@ impl GrpcInferenceService for KserveService {
         request: Request<wire::ModelMetadataRequest>,
     ) -> Result<Response<wire::ModelMetadataResponse>, Status> {
         let wire::ModelMetadataRequest { name, version } = request.into_inner();
-        self.0.check_model(&name, &version)?;
-        Ok(Response::new(model::metadata(self.0.name())))
+        Ok(Response::new(model::metadata(self.0.find(&name, &version)?)))
     }
 
     async fn model_infer(
@@ -150,8 +151,8 @@ impl GrpcInferenceService for KserveService {
         request: Request<wire::ModelConfigRequest>,
     ) -> Result<Response<wire::ModelConfigResponse>, Status> {
         let wire::ModelConfigRequest { name, version } = request.into_inner();
-        self.0.check_model(&name, &version)?;
-        Ok(Response::new(wire::ModelConfigResponse { config: Some(model::config(self.0.name())) }))
+        let config = model::config(self.0.find(&name, &version)?);
+        Ok(Response::new(wire::ModelConfigResponse { config: Some(config) }))
     }
 
     async fn model_statistics(
@@ -159,7 +160,8 @@ impl GrpcInferenceService for KserveService {
         request: Request<wire::ModelStatisticsRequest>,
     ) -> Result<Response<wire::ModelStatisticsResponse>, Status> {
         let wire::ModelStatisticsRequest { name, version } = request.into_inner();
-        self.0.check_model(&name, &version)?;
+        self.0.find(&name, &version)?;
+        // Counted together with its adapters.
         let model_stats = vec![self.0.statistics.on_wire(self.0.name())];
         Ok(Response::new(wire::ModelStatisticsResponse { model_stats }))
     }
@@ -169,14 +171,16 @@ impl GrpcInferenceService for KserveService {
         request: Request<wire::RepositoryIndexRequest>,
     ) -> Result<Response<wire::RepositoryIndexResponse>, Status> {
         let ready = self.0.is_ready();
+        let entry = |name: &str| ModelIndex {
+            name: name.into(),
+            version: VERSION.into(),
+            state: if ready { "READY" } else { "UNAVAILABLE" }.into(),
+            reason: String::new(),
+        };
+        let adapters = self.0.served.model.engine.adapters().iter().map(|name| &**name);
         let models = match request.into_inner().ready && !ready {
             true => Vec::new(),
-            false => vec![ModelIndex {
-                name: self.0.name().into(),
-                version: VERSION.into(),
-                state: if ready { "READY" } else { "UNAVAILABLE" }.into(),
-                reason: String::new(),
-            }],
+            false => std::iter::once(self.0.name()).chain(adapters).map(entry).collect(),
         };
         Ok(Response::new(wire::RepositoryIndexResponse { models }))
     }

@@ -30,7 +30,11 @@ impl Models for ModelsService {
             default_sampling: Some(sampling_on_wire(&served.default_sampling)),
             eos_token_ids,
             has_chat_template: served.tokenizer.chat_template().is_some(),
+            parent: String::new(),
         };
-        Ok(Response::new(v1::ListModelsReply { models: vec![model] }))
+        let adapter =
+            |name: &Arc<str>| v1::Model { name: name.to_string(), parent: model.name.clone(), ..model.clone() };
+        let adapters: Vec<v1::Model> = served.engine.adapters().iter().map(adapter).collect();
+        Ok(Response::new(v1::ListModelsReply { models: std::iter::once(model).chain(adapters).collect() }))
     }
 }

@@ -1,11 +1,11 @@
 //! Bounds on calls: how many at once, how long a request may take to arrive, how many bytes of requests are held.
 //!
-//! Without them a client could open streams and never finish its requests.
+//! A call takes its place only when its request is there: calls that are begun and left keep nobody out, since the
+//! oldest of them gives way to the next.
 
 use std::convert::Infallible;
 use std::pin::Pin;
-use std::sync::Arc;
-use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Arc, OnceLock};
 use std::task::{Context, Poll};
 use std::time::Duration;
 
@@ -14,8 +14,9 @@ use futures_util::FutureExt;
 use futures_util::future::BoxFuture;
 use http::{Request, Response};
 use http_body::{Body as HttpBody, Frame, SizeHint};
+use lingqu_serving::{Arrival, Arrivals, Asking, NoRoom, Peer};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
-use tokio::time::Sleep;
+use tokio::time::{Instant, Sleep};
 use tonic::Status;
 use tonic::body::Body;
 use tower::{Layer, Service};
@@ -25,40 +26,38 @@ use super::framing::Framing;
 /// A full server is still healthy, and its orchestrator must be able to hear so.
 const ALWAYS_ADMITTED: &str = "/grpc.health.v1.Health/Check";
 
-/// The call whose requests are many, on a stream that may live long.
+/// Calls whose requests are many, on a stream that may live long: KServe's and, by its end, reflection's.
 const REQUEST_STREAM: &str = "/inference.GRPCInferenceService/ModelStreamInfer";
+const REFLECTION_STREAM: &str = "/ServerReflectionInfo";
 
 /// Puts every call under the bounds.
 #[derive(Clone)]
 pub struct Admission {
     places: Arc<Semaphore>,
-    bytes: Arc<ByteBudget>,
+    arrivals: Arc<Arrivals>,
     read_timeout: Duration,
     stream_idle_timeout: Duration,
 }
 
 /// What [`Admission`] allows.
 pub struct AdmissionLimits {
-    /// Calls of all clients at once, from their first byte to their last.
+    /// Calls of all clients at once, from the end of their (first) request to their last byte.
     pub calls_max: usize,
+    /// Calls whose request is not whole.
+    pub arriving_max: usize,
     /// Bytes of requests that have arrived but are not yet decoded, of all calls together.
     pub request_bytes_in_flight_max: usize,
     /// For a request to arrive whole.
     pub read_timeout: Duration,
-    /// Between two requests of one stream.
+    /// Between two requests of KServe's stream.
     pub stream_idle_timeout: Duration,
-}
-
-struct ByteBudget {
-    used: AtomicUsize,
-    max: usize,
 }
 
 impl Admission {
     pub fn new(limits: &AdmissionLimits) -> Self {
         Self {
             places: Arc::new(Semaphore::new(limits.calls_max.min(Semaphore::MAX_PERMITS))),
-            bytes: Arc::new(ByteBudget { used: AtomicUsize::new(0), max: limits.request_bytes_in_flight_max }),
+            arrivals: Arc::new(Arrivals::new(limits.arriving_max, limits.request_bytes_in_flight_max)),
             read_timeout: limits.read_timeout,
             stream_idle_timeout: limits.stream_idle_timeout,
         }
@@ -94,32 +93,70 @@ where
     }
 
     fn call(&mut self, request: Request<Body>) -> Self::Future {
-        let place = Arc::clone(&self.admission.places).try_acquire_owned().ok();
-        if place.is_none() && request.uri().path() != ALWAYS_ADMITTED {
-            let refusal = Status::resource_exhausted("too many calls at once: try again later");
-            return std::future::ready(Ok(refusal.into_http())).boxed();
-        }
-        let Admission { bytes, read_timeout, stream_idle_timeout, .. } = &self.admission;
-        let messages = (request.uri().path() == REQUEST_STREAM).then(|| Messages {
-            framing: Framing::default(),
-            read_timeout: *read_timeout,
-            idle_timeout: *stream_idle_timeout,
+        let Admission { places, arrivals, read_timeout, stream_idle_timeout } = &self.admission;
+        let call = Arc::new(Call {
+            places: (request.uri().path() != ALWAYS_ADMITTED).then(|| Arc::clone(places)),
+            peer: request.extensions().get().cloned(),
+            place: OnceLock::new(),
         });
-        let first = if messages.is_some() { *stream_idle_timeout } else { *read_timeout };
-        let deadline = Box::pin(tokio::time::sleep(first));
-        let budget = Arc::clone(bytes);
-        let request = request.map(|inner| Body::new(RequestBody { inner, budget, bytes_held: 0, deadline, messages }));
+        let idle_timeout = match request.uri().path() {
+            REQUEST_STREAM => Some(*stream_idle_timeout),
+            path if path.ends_with(REFLECTION_STREAM) => Some(*read_timeout),
+            _ => None,
+        };
+        let body = |inner| RequestBody {
+            inner,
+            call: Arc::clone(&call),
+            arrival: Some(arrivals.begin()),
+            arrivals: Arc::clone(arrivals),
+            deadline: Box::pin(tokio::time::sleep(idle_timeout.unwrap_or(*read_timeout))),
+            read_timeout: *read_timeout,
+            messages: idle_timeout.map(|idle_timeout| Messages { framing: Framing::default(), idle_timeout }),
+        };
+        let request = request.map(|inner| Body::new(body(inner)));
         let response = self.inner.call(request);
-        async move { Ok(response.await?.map(|inner| Body::new(ResponseBody { inner, _place: place }))) }.boxed()
+        async move { Ok(response.await?.map(|inner| Body::new(ResponseBody { inner, _call: call }))) }.boxed()
     }
 }
 
-/// A request on its way in: fails when it takes too long, or when too much of all requests is held at once.
+/// A call from its first byte to its last. Its place is free again when request and response are gone.
+struct Call {
+    /// None for a call that needs no place.
+    places: Option<Arc<Semaphore>>,
+    peer: Option<Peer>,
+    place: OnceLock<Place>,
+}
+
+/// What a call has once its request is there.
+struct Place {
+    _permit: Option<OwnedSemaphorePermit>,
+    _asking: Option<Asking>,
+}
+
+impl Call {
+    /// Its request is there.
+    fn admit(&self) -> Result<(), Status> {
+        if self.place.get().is_some() {
+            return Ok(());
+        }
+        let permit = self.places.as_ref().map(|places| Arc::clone(places).try_acquire_owned());
+        let full = |_| Status::resource_exhausted("too many calls at once: try again later");
+        let place = Place { _permit: permit.transpose().map_err(full)?, _asking: self.peer.as_ref().map(Peer::asking) };
+        // Only the request's body comes here: nobody else has set it meanwhile.
+        let _ = self.place.set(place);
+        Ok(())
+    }
+}
+
+/// A request on its way in: fails when it takes too long, when others need its room, or when there is no place for it.
 struct RequestBody {
     inner: Body,
-    budget: Arc<ByteBudget>,
-    bytes_held: usize,
+    call: Arc<Call>,
+    arrivals: Arc<Arrivals>,
+    /// None between the requests of a stream.
+    arrival: Option<Arrival>,
     deadline: Pin<Box<Sleep>>,
+    read_timeout: Duration,
     /// Of a stream of requests.
     messages: Option<Messages>,
 }
@@ -127,39 +164,44 @@ struct RequestBody {
 /// A stream of requests: each has its own time to arrive, and its bytes are held until it has.
 struct Messages {
     framing: Framing,
-    read_timeout: Duration,
     idle_timeout: Duration,
 }
 
-impl RequestBody {
-    /// Follows a stream's messages: lets go of those that are whole, and sets the time for what comes next.
-    fn follow(&mut self, data: &[u8]) {
-        let Some(Messages { framing, read_timeout, idle_timeout }) = &mut self.messages else { return };
-        let was_within = framing.is_within();
-        let whole = framing.advance(data);
-        let now = tokio::time::Instant::now();
-        match framing.is_within() {
-            true if was_within && whole == 0 => {} // the same message: its time runs on
-            true => self.deadline.as_mut().reset(now + *read_timeout),
-            false => self.deadline.as_mut().reset(now + *idle_timeout),
-        }
-        self.bytes_held -= whole;
-        self.budget.used.fetch_sub(whole, Ordering::Relaxed);
-    }
+fn no_room(why: NoRoom) -> Status {
+    Status::resource_exhausted(why.to_string())
+}
 
-    fn hold(&mut self, bytes: usize) -> Result<(), Status> {
-        self.bytes_held += bytes;
-        let used = self.budget.used.fetch_add(bytes, Ordering::Relaxed) + bytes;
-        match used > self.budget.max {
-            true => Err(Status::resource_exhausted("too many requests are arriving at once: try again later")),
+impl RequestBody {
+    /// More has come. A stream's first request that is whole takes the call's place.
+    fn receive(&mut self, data: &[u8]) -> Result<(), Status> {
+        self.hold(data.len())?;
+        let Some(Messages { framing, idle_timeout }) = &mut self.messages else { return Ok(()) };
+        let was_within = framing.is_within();
+        let is_whole = framing.advance(data) > 0;
+        let begun = framing.bytes_within();
+        match begun > 0 {
+            true if was_within && !is_whole => {} // the same message: its time runs on
+            true => self.deadline.as_mut().reset(Instant::now() + self.read_timeout),
+            false => self.deadline.as_mut().reset(Instant::now() + *idle_timeout),
+        }
+        if is_whole {
+            self.end()?;
+            self.arrival = None;
+        }
+        match is_whole && begun > 0 {
+            true => self.hold(begun),
             false => Ok(()),
         }
     }
-}
 
-impl Drop for RequestBody {
-    fn drop(&mut self) {
-        self.budget.used.fetch_sub(self.bytes_held, Ordering::Relaxed);
+    fn hold(&mut self, bytes: usize) -> Result<(), Status> {
+        self.arrival.get_or_insert_with(|| self.arrivals.begin()).hold(bytes).map_err(no_room)
+    }
+
+    /// The request is there; of a stream, one request is, or nothing more comes.
+    fn end(&mut self) -> Result<(), Status> {
+        self.arrival.as_mut().map_or(Ok(()), Arrival::whole).map_err(no_room)?;
+        self.call.admit()
     }
 }
 
@@ -168,24 +210,32 @@ impl HttpBody for RequestBody {
     type Error = Status;
 
     fn poll_frame(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, Status>>> {
-        match Pin::new(&mut self.inner).poll_frame(cx) {
-            Poll::Ready(Some(Ok(frame))) => {
-                let data = frame.data_ref().cloned().unwrap_or_default();
-                let held = self.hold(data.len());
-                self.follow(&data);
-                Poll::Ready(Some(held.map(|()| frame)))
+        let checked = match Pin::new(&mut self.inner).poll_frame(cx) {
+            Poll::Ready(Some(Ok(frame))) => match frame.data_ref().cloned() {
+                Some(data) => self.receive(&data).map(|()| Some(Ok(frame))),
+                None => self.end().map(|()| Some(Ok(frame))),
+            },
+            Poll::Ready(Some(Err(error))) => Err(error),
+            Poll::Ready(None) => self.end().map(|()| None),
+            Poll::Pending => {
+                let late = self
+                    .deadline
+                    .as_mut()
+                    .poll(cx)
+                    .map(|()| Status::deadline_exceeded("the request did not arrive in time"));
+                let cut = self.arrival.as_ref().map_or(Poll::Pending, |arrival| arrival.poll_cut(cx)).map(no_room);
+                match (late, cut) {
+                    (Poll::Ready(status), _) | (_, Poll::Ready(status)) => Err(status),
+                    (Poll::Pending, Poll::Pending) => return Poll::Pending,
+                }
             }
-            Poll::Pending => self
-                .deadline
-                .as_mut()
-                .poll(cx)
-                .map(|()| Some(Err(Status::deadline_exceeded("the request did not arrive in time")))),
-            other => other,
-        }
+        };
+        Poll::Ready(checked.unwrap_or_else(|status| Some(Err(status))))
     }
 
     fn is_end_stream(&self) -> bool {
-        self.inner.is_end_stream()
+        // The end is to be polled: only then has the call its place.
+        false
     }
 
     fn size_hint(&self) -> SizeHint {
@@ -196,7 +246,7 @@ impl HttpBody for RequestBody {
 /// A response on its way out: holds the call's place until it is over.
 struct ResponseBody {
     inner: Body,
-    _place: Option<OwnedSemaphorePermit>,
+    _call: Arc<Call>,
 }
 
 impl HttpBody for ResponseBody {

@@ -5,37 +5,40 @@ use std::pin::Pin;
 use std::task::{Context, Poll};
 
 use futures_util::Stream;
-use lingqu_serving::Connections;
+use lingqu_serving::{Connections, Peer, Place};
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::{TcpListener, TcpStream};
-use tokio::sync::OwnedSemaphorePermit;
-use tonic::transport::server::{Connected, TcpConnectInfo};
+use tonic::transport::server::Connected;
 
 /// An accepted connection; dropping it makes room for another.
 pub struct Connection {
     stream: TcpStream,
-    _place: OwnedSemaphorePermit,
+    place: Place,
 }
 
-/// Accepts connections for ever. One too many is closed at once, which clients see as UNAVAILABLE.
+/// Accepts connections for ever. One too many takes the place of one that asks nothing, or is closed at once when all
+/// are busy; the one closed hears UNAVAILABLE.
 pub fn connections(listener: TcpListener, connections_max: usize) -> impl Stream<Item = io::Result<Connection>> {
     futures_util::stream::unfold(Connections::new(listener, connections_max), |mut connections| async move {
         let (stream, place) = connections.next().await;
-        Some((Ok(Connection { stream, _place: place }), connections))
+        Some((Ok(Connection { stream, place }), connections))
     })
 }
 
 impl Connected for Connection {
-    type ConnectInfo = TcpConnectInfo;
+    type ConnectInfo = Peer;
 
-    fn connect_info(&self) -> TcpConnectInfo {
-        self.stream.connect_info()
+    fn connect_info(&self) -> Peer {
+        self.place.peer()
     }
 }
 
 impl AsyncRead for Connection {
     fn poll_read(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buffer: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.stream).poll_read(cx, buffer)
+        match self.place.poll_cut(cx) {
+            Poll::Ready(error) => Poll::Ready(Err(error)),
+            Poll::Pending => Pin::new(&mut self.stream).poll_read(cx, buffer),
+        }
     }
 }
 

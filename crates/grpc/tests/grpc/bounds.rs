@@ -8,38 +8,106 @@ use lingqu_proto::v1::inference_client::InferenceClient;
 use lingqu_testkit::toy::ToyFaults;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
-use tonic::transport::Endpoint;
-use tonic::{Code, Request};
+use tokio::task::JoinHandle;
+use tokio_stream::StreamExt;
+use tonic::{Code, Request, Status};
 use tonic_health::pb::HealthCheckRequest;
 use tonic_health::pb::health_client::HealthClient;
 use tonic_prost::ProstCodec;
 
-use crate::server::{Options, TestServer, prompt, token_ids};
+use crate::server::{Options, PATIENCE, TestServer, prompt, token_ids, until};
 
 async fn toy(config: GrpcConfig) -> (TestServer, std::sync::Arc<lingqu_testkit::toy::ToyControl>) {
     TestServer::toy(Options { config, ..Options::default() }, ToyFaults::default()).await
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn one_connection_too_many_is_closed() {
-    let (server, _) = toy(GrpcConfig { connections_max: 1, ..GrpcConfig::default() }).await;
+async fn one_connection_too_many_is_closed_while_all_are_busy() {
+    let (server, control) = toy(GrpcConfig { connections_max: 1, ..GrpcConfig::default() }).await;
+    control.hold();
+    let mut running = server.inference().generate(prompt("x")).await.expect("room").into_inner();
     let mut second = TcpStream::connect(server.address).await.expect("the backlog takes it");
     assert_eq!(second.read(&mut [0; 64]).await.expect("closed, not reset"), 0);
-    assert!(server.once(prompt("x")).await.is_ok(), "the first goes on");
-    let TestServer { channel, address, .. } = server;
-    drop(channel);
-    let endpoint = Endpoint::from_shared(format!("http://{address}")).expect("an address");
-    let again = async {
-        loop {
-            if let Ok(channel) = endpoint.connect().await
-                && InferenceClient::new(channel).generate_once(prompt("x")).await.is_ok()
-            {
-                return;
-            }
-            tokio::time::sleep(Duration::from_millis(10)).await;
+    control.release();
+    while running.message().await.expect("the first goes on").is_some() {}
+    // Now it asks nothing: another takes its place.
+    let channel = server.connect().await.expect("a place");
+    assert!(InferenceClient::new(channel).generate_once(prompt("x")).await.is_ok());
+}
+
+/// What is sent of a connection before it is left, in turn: nothing, a part of the preface, all of it.
+const HALVES: [&[u8]; 3] = [b"", b"PRI * HTTP", b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n\0\0\0\x04\0\0\0\0\0"];
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn connections_that_ask_nothing_keep_nobody_out() {
+    let (server, _) = toy(GrpcConfig { connections_max: 16, ..GrpcConfig::default() }).await;
+    assert!(server.once(prompt("x")).await.is_ok());
+    let mut left = Vec::new();
+    for i in 0..300 {
+        let mut stream = TcpStream::connect(server.address).await.expect("the backlog takes it");
+        stream.write_all(HALVES[i % HALVES.len()]).await.ok();
+        left.push(stream);
+        if i % 100 == 50 {
+            let channel = server.connect().await.expect("a place");
+            assert!(InferenceClient::new(channel).generate_once(prompt("x")).await.is_ok(), "among {i}");
         }
-    };
-    tokio::time::timeout(Duration::from_secs(30), again).await.expect("its place is free again");
+    }
+    assert!(server.once(prompt("x")).await.is_ok(), "who has asked before stays longest");
+    // All but the last are closed; what the server had sent of its own comes before that.
+    for mut stream in left.drain(..300 - 16) {
+        let end = tokio::time::timeout(PATIENCE, stream.read_to_end(&mut Vec::new())).await;
+        end.expect("closed").ok();
+    }
+}
+
+/// Begins a call as a client does, sends `requests`, and never ends it.
+fn leave(server: &TestServer, path: &'static str, requests: usize) -> JoinHandle<Result<(), Status>> {
+    let mut client = tonic::client::Grpc::new(server.channel.clone());
+    tokio::spawn(async move {
+        client.ready().await.expect("a connection");
+        let sent = tokio_stream::iter(std::iter::repeat_with(|| prompt("x")).take(requests));
+        let request = Request::new(sent.chain(tokio_stream::pending()));
+        let codec = ProstCodec::<v1::GenerateRequest, v1::GenerateReply>::default();
+        let path = http::uri::PathAndQuery::from_static(path);
+        let mut replies = client.streaming(request, path, codec).await?.into_inner();
+        while replies.message().await?.is_some() {}
+        Ok(())
+    })
+}
+
+const ONCE: &str = "/lingqu.v1.Inference/GenerateOnce";
+const STREAM: &str = "/inference.GRPCInferenceService/ModelStreamInfer";
+const HEALTH: &str = "/grpc.health.v1.Health/Check";
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn calls_that_are_begun_and_left_keep_nobody_out() {
+    let config = GrpcConfig { calls_max: 4, arriving_max: 16, ..GrpcConfig::default() };
+    let (server, _) = toy(config).await;
+    // With no message, with one but no end, on a stream of requests, and where no place is needed.
+    let mut left = Vec::new();
+    for i in 0..300 {
+        let (path, requests) = [(ONCE, 0), (ONCE, 1), (STREAM, 0), (HEALTH, 0)][i % 4];
+        left.push(leave(&server, path, requests));
+        if i % 100 == 99 {
+            let hanging = || left.iter().filter(|call| !call.is_finished()).count();
+            until("all but the last given up", || hanging() <= 16).await;
+            server.once(prompt("x")).await.unwrap_or_else(|error| panic!("among {i}: {error}"));
+        }
+    }
+    for call in left.into_iter().filter(JoinHandle::is_finished) {
+        let end = call.await.expect("no panic").expect_err("given up");
+        assert_eq!(end.code(), Code::ResourceExhausted, "{end}");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn bytes_of_requests_that_were_left_keep_nobody_out() {
+    let (server, _) = toy(GrpcConfig { request_bytes_in_flight_max: 400, ..GrpcConfig::default() }).await;
+    let left: Vec<_> = (0..50).map(|_| leave(&server, ONCE, 10)).collect();
+    until("most given up", || left.iter().filter(|call| !call.is_finished()).count() <= 4).await;
+    for _ in 0..5 {
+        server.once(prompt("x")).await.expect("room");
+    }
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

@@ -25,7 +25,7 @@ use tonic::transport::Channel;
 use crate::toy;
 
 /// Long enough for a busy machine; only a failing test waits so long.
-const PATIENCE: Duration = Duration::from_secs(30);
+pub const PATIENCE: Duration = Duration::from_secs(30);
 
 pub struct TestServer {
     pub address: SocketAddr,
@@ -87,9 +87,13 @@ impl TestServer {
         let address = listener.local_addr().expect("bound");
         let (phase, phases) = watch::channel(Phase::Serving);
         let serving = tokio::spawn(serve(config, Arc::new(Served::new(model, 2)), listener, phases));
-        let endpoint = Channel::from_shared(format!("http://{address}")).expect("an address");
-        let channel = endpoint.connect().await.expect("a server");
+        let channel = connect(address).await.expect("a server");
         Self { address, channel, engine, phase, serving }
+    }
+
+    /// A connection of its own.
+    pub async fn connect(&self) -> Result<Channel, tonic::transport::Error> {
+        connect(self.address).await
     }
 
     pub fn inference(&self) -> InferenceClient<Channel> {
@@ -161,6 +165,10 @@ impl TestServer {
         let ended = tokio::time::timeout(PATIENCE, self.serving).await;
         ended.expect("the server ends").expect("no panic").expect("no error");
     }
+}
+
+async fn connect(address: SocketAddr) -> Result<Channel, tonic::transport::Error> {
+    Channel::from_shared(format!("http://{address}")).expect("an address").connect().await
 }
 
 /// Polls until `done`.

@@ -2,7 +2,7 @@
 
 use lingqu_proto::v1;
 use lingqu_proto::v1::tokenize_request::Input;
-use lingqu_testkit::toy::{TOY_VOCAB, ToyFaults};
+use lingqu_testkit::toy::{TOY_ADAPTERS, TOY_VOCAB, ToyFaults};
 use tokio_stream::once;
 use tonic::Code;
 use tonic_reflection::pb::v1::server_reflection_client::ServerReflectionClient;
@@ -18,9 +18,9 @@ async fn toy() -> TestServer {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn the_model_is_listed() {
+async fn the_model_is_listed_with_its_adapters() {
     let reply = toy().await.models().list_models(v1::ListModelsRequest {}).await.expect("a list").into_inner();
-    let [model] = reply.models.try_into().expect("one model");
+    let [model, adapters @ ..] = &reply.models[..] else { panic!("no model") };
     let v1::Model { default_sampling, .. } = model.clone();
     let sampling = default_sampling.expect("defaults");
     assert_eq!((sampling.temperature, sampling.top_p, sampling.seed), (Some(0.6), Some(0.95), None));
@@ -34,8 +34,11 @@ async fn the_model_is_listed() {
         default_sampling: Some(sampling),
         eos_token_ids: toy::ids("<eos>"),
         has_chat_template: true,
+        parent: String::new(),
     };
-    assert_eq!(model, expected);
+    assert_eq!(*model, expected);
+    let adapter = |name: &str| v1::Model { name: name.into(), parent: "toy".into(), ..expected.clone() };
+    assert_eq!(adapters, TOY_ADAPTERS.map(adapter));
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

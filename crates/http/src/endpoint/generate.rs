@@ -9,9 +9,8 @@ use axum::response::Response;
 use http::header::CONTENT_TYPE;
 use http::{HeaderMap, HeaderValue, Request, StatusCode};
 use lingqu_serving::{Ask, Input, Replies, RequestError};
-use tokio::sync::OwnedSemaphorePermit;
 
-use crate::app::{App, now_unix_s};
+use crate::app::{Admitted, App, now_unix_s};
 use crate::body;
 use crate::error::{ApiError, json_response};
 use crate::reply::chat::ChatForm;
@@ -48,19 +47,22 @@ async fn receive<T: Send + 'static>(
     app: &App,
     request: Request<Body>,
     read: fn(&[u8], Context) -> Result<T, RequestError>,
-) -> Result<(OwnedSemaphorePermit, T), ApiError> {
+) -> Result<(Admitted, T), ApiError> {
     let arrived = Instant::now();
-    let place = app.admit().inspect_err(|error| app.served.metrics.refused(error))?;
+    let refused = |error: &RequestError| app.served.metrics.refused(error);
+    app.check_open().inspect_err(refused)?;
     let (parts, body) = request.into_parts();
     check_content_type(&parts.headers)?;
     let headers = FromHeaders::read(&parts.headers)?;
     let context = Context { default_sampling: app.served.model.default_sampling.clone(), headers, arrived };
     let body = body::read(app, &parts.headers, body).await?;
+    // Only now: whoever begins requests and leaves them takes nobody's place.
+    let place = app.admit(parts.extensions.get()).inspect_err(refused)?;
     let asked = match body.bytes.len() <= SMALL_BODY_BYTES {
         true => read(&body.bytes, context),
         false => app.served.off_thread("reading a request", move |_| read(&body.bytes, context)).await,
     };
-    Ok((place, asked.inspect_err(|error| app.served.metrics.refused(error))?))
+    Ok((place, asked.inspect_err(refused)?))
 }
 
 /// A browser's page may send other types to a server on its own machine without asking.
@@ -87,7 +89,7 @@ struct Question {
     /// One for each prompt.
     asks: Vec<Ask>,
     delivery: Delivery,
-    place: OwnedSemaphorePermit,
+    place: Admitted,
 }
 
 impl Question {

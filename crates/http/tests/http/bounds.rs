@@ -26,25 +26,63 @@ async fn noise(server: &TestServer, bytes: &[u8]) -> String {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn one_connection_too_many_is_closed() {
-    let (server, _) = toy(HttpConfig { connections_max: 1, ..HttpConfig::default() }).await;
-    let first = TcpStream::connect(server.address).await.expect("a connection");
+async fn one_connection_too_many_is_closed_while_all_are_busy() {
+    let (server, control) = toy(HttpConfig { connections_max: 1, ..HttpConfig::default() }).await;
+    control.hold();
+    let running = server.send(post(CHAT, chat("x", json!({"stream": true})).to_string())).await;
     let mut second = TcpStream::connect(server.address).await.expect("the backlog takes it");
     assert_eq!(second.read(&mut [0; 64]).await.expect("closed, not reset"), 0);
-    drop(first);
-    let again = async {
-        loop {
-            let mut stream = TcpStream::connect(server.address).await.expect("the backlog takes it");
-            stream.write_all(b"GET /health HTTP/1.1\r\nhost: x\r\nconnection: close\r\n\r\n").await.ok();
-            let mut answer = String::new();
-            stream.read_to_string(&mut answer).await.ok();
-            if answer.starts_with("HTTP/1.1 200") {
-                return;
-            }
-            tokio::time::sleep(Duration::from_millis(10)).await;
+    control.release();
+    assert!(whole(running).await.text.ends_with("data: [DONE]\n\n"), "the first goes on");
+    server.ask(CHAT, &chat("x", json!({}))).await;
+}
+
+/// What is sent of a request before it is left.
+const HALVES: [&str; 4] = [
+    "",
+    "POST /v1/completions HTTP/1.1\r\nhost: x\r\n",
+    "POST /v1/completions HTTP/1.1\r\nhost: x\r\ncontent-type: application/json\r\ncontent-length: 1000\r\n\r\n",
+    "POST /v1/completions HTTP/1.1\r\nhost: x\r\ncontent-type: application/json\r\ncontent-length: 99\r\n\r\n{\"mod",
+];
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn requests_that_are_begun_and_left_keep_nobody_out() {
+    let config = HttpConfig { connections_max: 16, requests_max: 4, ..HttpConfig::default() };
+    let (server, _) = toy(config).await;
+    let mut left = Vec::new();
+    for i in 0..300 {
+        let mut stream = TcpStream::connect(server.address).await.expect("the backlog takes it");
+        stream.write_all(HALVES[i % HALVES.len()].as_bytes()).await.ok();
+        left.push(stream);
+        if i % 100 == 50 {
+            server.ask(CHAT, &chat("x", json!({}))).await;
         }
-    };
-    tokio::time::timeout(PATIENCE, again).await.expect("its place is free again");
+    }
+    server.ask(CHAT, &chat("x", json!({}))).await;
+    for mut stream in left.drain(..300 - 16) {
+        let end = tokio::time::timeout(PATIENCE, stream.read_to_end(&mut Vec::new())).await;
+        end.expect("closed").ok();
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn bytes_of_requests_that_were_left_keep_nobody_out() {
+    let (server, _) = toy(HttpConfig { request_bytes_in_flight_max: 1000, ..HttpConfig::default() }).await;
+    let head = "POST /v1/completions HTTP/1.1\r\nhost: x\r\ncontent-type: application/json\r\n";
+    let half = format!("{head}content-length: 900\r\nconnection: close\r\n\r\n{}", " ".repeat(400));
+    let mut left = Vec::new();
+    for _ in 0..20 {
+        let mut stream = TcpStream::connect(server.address).await.expect("a connection");
+        stream.write_all(half.as_bytes()).await.expect("taken");
+        left.push(stream);
+        server.ask(CHAT, &chat("x", json!({}))).await;
+    }
+    for mut stream in left.drain(..18) {
+        let mut answer = Vec::new();
+        let end = tokio::time::timeout(PATIENCE, stream.read_to_end(&mut answer)).await;
+        end.expect("closed").ok();
+        assert!(answer.starts_with(b"HTTP/1.1 429"), "{}", String::from_utf8_lossy(&answer));
+    }
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

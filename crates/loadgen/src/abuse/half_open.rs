@@ -1,7 +1,7 @@
-//! Streams that are opened and left: over HTTP/2 many on a connection, over HTTP/1.1 each a connection.
+//! Streams that are opened and left: over HTTP/2 many on a connection, then each on its own; over HTTP/1.1 each is a
+//! connection.
 
 use std::io::ErrorKind;
-use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
@@ -12,12 +12,14 @@ use tokio::net::TcpStream;
 
 use super::raw::{Connection, connect, request};
 use super::{Finding, Victim, good_job};
-use crate::target::{Listening, Target};
+use crate::cli::TargetArgs;
+use crate::run;
+use crate::target::{Failure, FailureKind, Listening, Target};
 
 /// Files that are left for everything else.
 const SPARE_FILES: u64 = 64;
-/// Streams on one HTTP/2 connection, at most; a server may allow fewer.
-const STREAMS_PER_CONNECTION: usize = 1000;
+/// Streams on one HTTP/2 connection, at most, in turn; a server may allow fewer.
+const STREAMS_PER_CONNECTION: [usize; 2] = [1000, 1];
 /// A connection on which no stream can be opened for so long is full.
 const FULL_AFTER: Duration = Duration::from_millis(500);
 /// Opening all of them takes at most this.
@@ -44,41 +46,82 @@ impl Left {
     }
 }
 
-pub async fn run(victim: &Victim, streams: usize, files_max: u64, hold: Duration, target: &Arc<Target>) -> Finding {
+/// What is attacked, with what, and by whom it is asked meanwhile.
+pub struct Attack<'a> {
+    pub victim: &'a Victim,
+    pub target: &'a TargetArgs,
+    /// That the good request goes to, connected beforehand.
+    pub connected: &'a Target,
+    pub streams: usize,
+    /// That this process may open.
+    pub files_max: u64,
+    pub hold: Duration,
+}
+
+pub async fn run(attack: &Attack<'_>) -> Finding {
     let mut finding = Finding::default();
-    let files = files_max.saturating_sub(SPARE_FILES) as usize;
-    let wanted = if victim.is_http { streams.min(files) } else { streams };
-    if wanted < streams {
-        finding.problems.push(format!("{files_max} open files allow {wanted} of {streams} connections only"));
-    }
-    let mut connections = Vec::new();
-    let (mut left, refused) = if victim.is_http {
-        open_http1(&victim.address, wanted).await
-    } else {
-        open_http2(&victim.address, wanted, &mut connections).await
-    };
-    let asked = Instant::now();
-    let reply = target.ask_within(GOOD_WITHIN, &good_job(), &mut Listening::default()).await;
-    let good = match reply {
-        Ok(_) => format!("a good request took {:.0} ms meanwhile", asked.elapsed().as_secs_f64() * 1e3),
-        // Being refused is an answer; being left alone is none.
-        Err(failure) => format!("a good request was refused meanwhile: {:?} {}", failure.kind, failure.message),
-    };
-    tokio::time::sleep(hold).await;
-    let mut ended = 0;
-    for stream in &mut left {
-        ended += usize::from(stream.is_ended().await);
-    }
-    finding.text = format!(
-        "{} of {streams} streams opened on {} connections, {refused} refused; {good}; after {hold:?} {ended} of them \
-         are answered or closed",
-        left.len(),
-        if victim.is_http { left.len() } else { connections.len() }
-    );
-    if left.is_empty() {
-        finding.problems.push("no stream could be opened".into());
+    let rounds = if attack.victim.is_http { &STREAMS_PER_CONNECTION[1..] } else { &STREAMS_PER_CONNECTION };
+    for &per_connection in rounds {
+        let round = attack.round(per_connection).await;
+        finding.text += &format!("{}{}", if finding.text.is_empty() { "" } else { "\n" }, round.text);
+        finding.problems.extend(round.problems);
     }
     finding
+}
+
+impl Attack<'_> {
+    async fn round(&self, per_connection: usize) -> Finding {
+        let Self { victim, streams, files_max, hold, .. } = *self;
+        let mut finding = Finding::default();
+        let files = (files_max.saturating_sub(SPARE_FILES) as usize).saturating_mul(per_connection);
+        let wanted = streams.min(files);
+        if wanted < streams {
+            finding.problems.push(format!("{files_max} open files allow {wanted} of {streams} streams only"));
+        }
+        let mut connections = Vec::new();
+        let (mut left, refused) = if victim.is_http {
+            open_http1(&victim.address, wanted).await
+        } else {
+            open_http2(&victim.address, wanted, per_connection, &mut connections).await
+        };
+        let good = self.ask_meanwhile(&mut finding).await;
+        tokio::time::sleep(hold).await;
+        let mut ended = 0;
+        for stream in &mut left {
+            ended += usize::from(stream.is_ended().await);
+        }
+        finding.text = format!(
+            "{} of {streams} streams opened on {} connections, {refused} refused; {good}; after {hold:?} {ended} of \
+             them are answered or closed",
+            left.len(),
+            if victim.is_http { left.len() } else { connections.len() }
+        );
+        if left.is_empty() {
+            finding.problems.push("no stream could be opened".into());
+        }
+        finding
+    }
+
+    /// A good request, over connections from before and over new ones.
+    async fn ask_meanwhile(&self, finding: &mut Finding) -> String {
+        let mut texts = Vec::new();
+        let new = run::connect(self.target, None).await.map(|found| found.target);
+        for (name, target) in [("connected before", Ok(self.connected)), ("connecting now", new.as_ref())] {
+            let asked = Instant::now();
+            let reply = match target {
+                Ok(target) => target.ask_within(GOOD_WITHIN, &good_job(), &mut Listening::default()).await,
+                Err(error) => Err(Failure::new(FailureKind::Connect, error.clone())),
+            };
+            match reply {
+                Ok(_) => texts.push(format!("{:.0} ms ({name})", asked.elapsed().as_secs_f64() * 1e3)),
+                Err(failure) => finding.problems.push(format!(
+                    "a good request ({name}) was not served meanwhile: {:?} {}",
+                    failure.kind, failure.message
+                )),
+            }
+        }
+        format!("good requests took meanwhile: {}", texts.join(", "))
+    }
 }
 
 /// What is sent of an HTTP/1.1 request before it is left, in turn.
@@ -110,7 +153,12 @@ async fn open_http1(address: &str, wanted: usize) -> (Vec<Left>, usize) {
     (left, refused)
 }
 
-async fn open_http2(address: &str, wanted: usize, connections: &mut Vec<Connection>) -> (Vec<Left>, usize) {
+async fn open_http2(
+    address: &str,
+    wanted: usize,
+    per_connection: usize,
+    connections: &mut Vec<Connection>,
+) -> (Vec<Left>, usize) {
     let (mut left, mut refused) = (Vec::new(), 0);
     let until = Instant::now() + OPENING_MAX;
     // A server may take few streams of a connection, or no more connections: both end this.
@@ -120,7 +168,7 @@ async fn open_http2(address: &str, wanted: usize, connections: &mut Vec<Connecti
             continue;
         };
         let mut on_this = 0;
-        while on_this < STREAMS_PER_CONNECTION && left.len() < wanted {
+        while on_this < per_connection && left.len() < wanted {
             match open_stream(&connection, left.len()).await {
                 Some(stream) => left.push(stream),
                 None => break,
