@@ -95,17 +95,17 @@ impl Active {
     }
 
     /// What sharing of blocks depends on besides the tokens; `None`: nothing is shared. An adapter changes what is in a
-    /// block.
+    /// block; it goes by its id, which no other weights ever have, whatever their name.
     pub fn namespace(&self, sharing: PrefixSharing) -> Option<Arc<str>> {
         let tenant: &str = match sharing {
             PrefixSharing::All => "",
             PrefixSharing::Tenant => &self.request.service.tenant,
             PrefixSharing::Off => return None,
         };
-        match &self.request.adapter {
+        match self.adapter {
             None if tenant.is_empty() => Some(Arc::default()),
             None => Some(format!("-{tenant}").into()),
-            Some(adapter) => Some(format!("{}+{adapter}{tenant}", adapter.len()).into()),
+            Some(AdapterId(adapter)) => Some(format!("{adapter}+{tenant}").into()),
         }
     }
 
@@ -115,7 +115,9 @@ impl Active {
 
     /// It is part of a step.
     pub fn on_planned(&mut self, slice: &SlicePlan) {
-        self.place = None;
+        if self.place.take().is_some() {
+            self.sender.begin();
+        }
         self.found += slice.context.min(self.prompt_tokens).saturating_sub(self.reached);
         self.reached = self.reached.max(slice.end());
     }

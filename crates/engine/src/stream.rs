@@ -1,7 +1,8 @@
 //! One request's events on their way to its client: a bounded channel that pauses the sequence when it fills up.
 
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering, fence};
+use std::sync::{Arc, OnceLock};
+use std::time::{Duration, Instant};
 
 use lingqu_types::request::TopLogprobs;
 use lingqu_types::{FinishReason, RequestId, TokenOutput, Usage};
@@ -59,8 +60,10 @@ pub(crate) struct EventSender {
     flow: Arc<Flow>,
 }
 
-/// What both ends know about the reader's pace.
+/// What both ends know: the reader's pace, and how long the request waited.
 struct Flow {
+    submitted: Instant,
+    queue_time: OnceLock<Duration>,
     /// The engine has paused the sequence; the reader says when it has caught up.
     paused: AtomicBool,
     unread_tokens_max: usize,
@@ -85,12 +88,22 @@ pub(crate) struct StreamStart {
 pub(crate) fn channel(start: StreamStart, unread_max: usize, mailbox: Arc<Mailbox>) -> (EventSender, TokenStream) {
     let StreamStart { id, prompt_tokens, seed, drafts_max } = start;
     let (sender, events) = mpsc::channel(unread_max + drafts_max + EVENTS_BEYOND_TOKEN);
-    let flow = Arc::new(Flow { paused: AtomicBool::new(false), unread_tokens_max: unread_max });
+    let flow = Arc::new(Flow {
+        submitted: Instant::now(),
+        queue_time: OnceLock::new(),
+        paused: AtomicBool::new(false),
+        unread_tokens_max: unread_max,
+    });
     let stream = TokenStream { id, prompt_tokens, seed, events, flow: flow.clone(), mailbox, ended: false };
     (EventSender { events: sender, flow }, stream)
 }
 
 impl TokenStream {
+    /// From the request's submission to its first step; `None` before that.
+    pub fn queue_time(&self) -> Option<Duration> {
+        self.flow.queue_time.get().copied()
+    }
+
     /// The next event; `None` after the last one. Cancel safe.
     pub async fn recv(&mut self) -> Option<TokenEvent> {
         if self.ended {
@@ -132,6 +145,11 @@ impl Drop for TokenStream {
 }
 
 impl EventSender {
+    /// The request's first step begins.
+    pub fn begin(&self) {
+        self.flow.queue_time.get_or_init(|| self.flow.submitted.elapsed());
+    }
+
     /// False if the client is gone. Never waits: a sequence whose channel is full is paused, so there is always room.
     pub fn send(&self, event: TokenEvent) -> bool {
         match self.events.try_send(event) {

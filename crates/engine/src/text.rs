@@ -3,6 +3,7 @@
 //! Every front end reads a generation through [`TextStream`], so that all of them cut text at the same place.
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use lingqu_tokenizer::{
     DecodeStream, ReasoningSplitter, SplitText, StopError, StopMatcher, Tokenizer, ToolCallDelta, ToolCallParser,
@@ -103,6 +104,11 @@ impl TextStream {
         }
         let event = self.tokens.as_mut()?.blocking_recv()?;
         Some(self.translate(event))
+    }
+
+    /// [`TokenStream::queue_time`]; `None` too once a stop string has ended the generation.
+    pub fn queue_time(&self) -> Option<Duration> {
+        self.tokens.as_ref().and_then(TokenStream::queue_time)
     }
 
     /// Tool calls told so far. A reply that ends with [`FinishReason::Stop`] and has any is waiting for their results.

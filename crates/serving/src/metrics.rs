@@ -91,6 +91,8 @@ pub struct Metrics {
     outcomes: [AtomicU64; Outcome::ALL.len()],
     prompt_tokens: AtomicU64,
     completion_tokens: AtomicU64,
+    /// From the engine's taking the question to its first step.
+    pub queue: Histogram,
     /// From the question to its first token.
     pub first_token: Histogram,
     /// From one token to the next.
@@ -159,13 +161,22 @@ pub(crate) struct Watch {
     metrics: Arc<Metrics>,
     began: Instant,
     last_token: Option<Instant>,
+    has_begun: bool,
     ended: bool,
 }
 
 impl Watch {
     /// `began`: when the question came.
     pub fn new(metrics: Arc<Metrics>, began: Instant) -> Self {
-        Self { metrics, began, last_token: None, ended: false }
+        Self { metrics, began, last_token: None, has_begun: false, ended: false }
+    }
+
+    /// How long it was queued, once that is known; told again and again.
+    pub fn queued(&mut self, queue_time: Option<Duration>) {
+        if let (false, Some(time)) = (self.has_begun, queue_time) {
+            self.has_begun = true;
+            self.metrics.queue.observe(time);
+        }
     }
 
     /// A token has come.
@@ -230,6 +241,9 @@ mod tests {
         let watch = || Watch::new(Arc::clone(&metrics), Instant::now());
         let usage = Usage { prompt_tokens: 7, completion_tokens: 2, ..Usage::default() };
         let mut whole = watch();
+        for time in [None, Some(Duration::ZERO), Some(Duration::ZERO)] {
+            whole.queued(time);
+        }
         whole.token();
         whole.token();
         whole.finished(FinishReason::Length, usage);
@@ -247,6 +261,7 @@ mod tests {
         }
         assert_eq!((metrics.prompt_tokens(), metrics.completion_tokens()), (7, 2));
         let all = |histogram: &Histogram| histogram.cumulative()[BUCKETS_S.len()];
-        assert_eq!([&metrics.first_token, &metrics.inter_token, &metrics.end_to_end].map(all), [1, 1, 1]);
+        let histograms = [&metrics.queue, &metrics.first_token, &metrics.inter_token, &metrics.end_to_end];
+        assert_eq!(histograms.map(all), [1; 4]);
     }
 }

@@ -79,7 +79,9 @@ impl Reply {
         if self.ended {
             return None;
         }
-        Some(match self.text.next().await {
+        let event = self.text.next().await;
+        self.watch.queued(self.text.queue_time());
+        Some(match event {
             Some(TextEvent::Prompt(scores)) => {
                 Ok(ReplyEvent::Prompt { tokens: std::mem::take(&mut self.prompt), scores })
             }

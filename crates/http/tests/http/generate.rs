@@ -1,6 +1,6 @@
 //! What is generated, and how it arrives.
 
-use lingqu_testkit::toy::ToyFaults;
+use lingqu_testkit::toy::{TOY_ADAPTERS, ToyFaults};
 use serde_json::{Value, json};
 
 use crate::server::{CHAT, COMPLETION, Options, TestServer, chat, completion};
@@ -229,6 +229,11 @@ async fn models_health_and_metrics_are_told() {
     assert_eq!((&list["object"], &list["data"][0]["id"]), (&json!("list"), &json!("toy")));
     assert_eq!(list["data"][0]["max_model_len"], 100);
     assert_eq!(server.get("/v1/models/toy").await.json(), list["data"][0]);
+    for (adapter, listed) in TOY_ADAPTERS.into_iter().zip(1..) {
+        let listed = &list["data"][listed];
+        assert_eq!((&listed["id"], &listed["parent"]), (&json!(adapter), &json!("toy")));
+        assert_eq!(server.get(&format!("/v1/models/{adapter}")).await.json(), *listed);
+    }
     assert_eq!(server.get("/v1/models/gpt-9").await.status, 404);
     assert_eq!(server.get("/v1/models/some/other").await.status, 404);
     assert_eq!(server.get("/health").await.status, 200);
@@ -242,6 +247,7 @@ async fn models_health_and_metrics_are_told() {
         "lingqu_requests_total{outcome=\"invalid\"} 2",
         "lingqu_generation_tokens_total 12",
         "lingqu_prompt_tokens_total 4",
+        "lingqu_request_queue_time_seconds_count 1",
         "lingqu_time_to_first_token_seconds_count 1",
         "lingqu_inter_token_latency_seconds_count 11",
         "lingqu_engine_up 1",
