@@ -1,12 +1,12 @@
 //! What is served.
 
-use std::sync::{Arc, OnceLock};
+use std::sync::Arc;
 
 use lingqu_engine::EngineHandle;
 use lingqu_grammar::{GrammarCompiler, GrammarError};
 use lingqu_tokenizer::Tokenizer;
 use lingqu_types::{SamplingParams, TokenId};
-use tokio::sync::Semaphore;
+use tokio::sync::{Semaphore, watch};
 
 use crate::{Metrics, RequestError};
 
@@ -36,21 +36,25 @@ pub struct ModelCard {
     pub eos_token_ids: Vec<TokenId>,
 }
 
+/// The compiler of grammars: `None` until it is made.
+type Grammars = watch::Receiver<Option<Arc<Result<GrammarCompiler, GrammarError>>>>;
+
 /// A served model, shared by all front ends.
 pub struct Served {
     pub model: ServedModel,
     pub metrics: Arc<Metrics>,
     /// Tokenizing and templates are work for a CPU: only so many at once, off the threads that serve connections.
     text_work: Semaphore,
-    /// Made when a request first needs it.
-    grammars: Arc<OnceLock<Result<GrammarCompiler, GrammarError>>>,
+    grammars: Grammars,
 }
 
 impl Served {
-    /// `text_work_max` prompts are tokenized at once, each on a thread of its own.
+    /// `text_work_max` prompts are tokenized at once, each on a thread of its own. The compiler of grammars, which
+    /// takes seconds for a large vocabulary, is made meanwhile; requests that need it wait for it, others do not.
     pub fn new(model: ServedModel, text_work_max: usize) -> Self {
         let text_work = Semaphore::new(text_work_max.clamp(1, Semaphore::MAX_PERMITS));
-        Self { model, metrics: Arc::default(), text_work, grammars: Arc::default() }
+        let grammars = make_grammars(&model);
+        Self { model, metrics: Arc::default(), text_work, grammars }
     }
 
     /// # Errors
@@ -100,11 +104,13 @@ impl Served {
         work: impl FnOnce(&GrammarCompiler) -> Result<T, RequestError> + Send + 'static,
     ) -> Result<T, RequestError> {
         let task = "compiling a grammar";
-        let (grammars, tokenizer) = (Arc::clone(&self.grammars), Arc::clone(&self.model.tokenizer));
-        let (eos, vocabulary) = (self.model.card.eos_token_ids.clone(), self.model.card.vocabulary_size as usize);
-        let compile = move || match grammars.get_or_init(|| GrammarCompiler::new(tokenizer, &eos, vocabulary)) {
-            Ok(compiler) => work(compiler),
-            Err(error) => Err(RequestError::internal_task(task, error)),
+        // Waited for here, not in a turn of text work: that would keep others from theirs.
+        let mut grammars = self.grammars.clone();
+        let made = grammars.wait_for(Option::is_some).await.map_err(|e| RequestError::internal_task(task, e))?.clone();
+        let compile = move || match made.as_deref() {
+            Some(Ok(compiler)) => work(compiler),
+            Some(Err(error)) => Err(RequestError::internal_task(task, error)),
+            None => unreachable!("it was waited for"),
         };
         self.blocking(task, compile).await
     }
@@ -118,4 +124,19 @@ impl Served {
         let result = tokio::task::spawn_blocking(work).await;
         result.map_err(|e| RequestError::internal_task(task, e))?
     }
+}
+
+/// Makes the compiler on a thread of its own. If that cannot be, those who wait for it hear so.
+fn make_grammars(model: &ServedModel) -> Grammars {
+    let (made, grammars) = watch::channel(None);
+    let tokenizer = Arc::clone(&model.tokenizer);
+    let (eos, vocabulary) = (model.card.eos_token_ids.clone(), model.card.vocabulary_size as usize);
+    let make = move || {
+        let compiler = GrammarCompiler::new(tokenizer, &eos, vocabulary);
+        made.send_replace(Some(Arc::new(compiler)));
+    };
+    if let Err(error) = std::thread::Builder::new().name("grammars".into()).spawn(make) {
+        tracing::error!(%error, "there is no thread to prepare grammars: requests for forms will fail");
+    }
+    grammars
 }

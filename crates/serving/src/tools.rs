@@ -100,7 +100,9 @@ impl Tools {
         match template.and_then(ToolFormat::for_chat) {
             Some(format) => Ok(format),
             None if self.choice == ToolChoice::Auto => Err(RequestError::Unsupported(
-                "tools: this model's chat template knows no tools, so tool_choice must force a call or be none".into(),
+                "tools: this model's chat template knows no tools, so it will not call them by itself; tool_choice can \
+                 force a call (required, or a named function), or be none"
+                    .into(),
             )),
             None => Ok(FALLBACK),
         }
