@@ -17,7 +17,7 @@ environment() { # NAME PACKAGE...: made once for these packages
     "$folder/bin/pip" install -q --disable-pip-version-check "${@:2}"
     echo "$packages" >"$folder/installed"
 }
-environment clients 'openai==3.*' 'tritonclient[grpc]==2.*'
+environment clients 'openai==3.*' 'tritonclient[grpc]==2.*' 'grpcio-reflection==1.*'
 environment load 'aiperf==0.13.*'
 [ "${1:-}" != --install ] || exit 0
 
