@@ -5,7 +5,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use lingqu_backend::{Backend, BackendError, Buffer, Exchange, PendingExperts, Result, Routing, View, ViewMut};
-use lingqu_fabric::{Fabric, FabricError, HEAD_BYTES};
+use lingqu_fabric::{FRAME_BYTES_MAX, Fabric, FabricError, HEAD_BYTES};
 use lingqu_placement::{Placement, PlacementInput, WorkerId, place};
 
 use crate::config::ClusterConfig;
@@ -101,6 +101,12 @@ impl ClusterExchange {
         model: &Model,
         placement: Placement,
     ) -> Result<Self, ClusterError> {
+        // All pairs of a step may fall to one worker, and its answer is one message.
+        let pair_bytes = model.hidden * config.wire.value_bytes() + size_of::<Pair>();
+        let bytes = (model.rows_max * model.top_k).saturating_mul(pair_bytes);
+        if bytes > FRAME_BYTES_MAX {
+            return Err(ClusterError::LongSteps { rows_max: model.rows_max, bytes, bytes_max: FRAME_BYTES_MAX });
+        }
         let outputs = device.alloc(model.rows_max * model.top_k, model.hidden)?;
         let peers = config.workers.iter().map(|worker| Peer {
             id: WorkerId(worker.id),
@@ -108,6 +114,7 @@ impl ClusterExchange {
             epoch: 0,
             session: None,
             held: Held::default(),
+            declines: false,
             problem: None,
         });
         let rest = Rest {
@@ -149,12 +156,18 @@ impl ClusterExchange {
                     true => Err(ClusterError::Nobody(roster.problems())),
                     false => {
                         tracing::warn!("begins without {missing} of the workers: {}", roster.problems());
+                        roster.losses += 1;
                         Ok(())
                     }
                 };
             }
             roster = self.members.wait(roster, until);
         }
+    }
+
+    /// Who holds what while all workers are there.
+    pub fn placement(&self) -> &Placement {
+        &self.members.placement
     }
 
     /// What was sent and received so far.
@@ -253,19 +266,18 @@ impl ClusterExchange {
         }
     }
 
-    /// Has workers that are left load what nobody holds, spread over them. `declined` could not: they are not asked
-    /// again. False if nobody could be asked.
-    fn adopt(&self, roster: &mut Roster, work: &Work, declined: &mut BTreeSet<usize>) -> bool {
+    /// Has workers that are left load what nobody holds, spread over them. False if nobody could be asked.
+    fn adopt(&self, roster: &mut Roster, work: &Work) -> bool {
         let experts: BTreeSet<usize> = work.todo.iter().map(|&slot| work.experts[slot as usize] as usize).collect();
         let experts: Vec<usize> = experts.into_iter().collect();
-        let can = |roster: &Roster, peer: &usize| roster.peers[*peer].session.is_some() && !declined.contains(peer);
-        let able: Vec<usize> = (0..roster.peers.len()).filter(|peer| can(roster, peer)).collect();
+        let can = |peer: &Peer| peer.session.is_some() && !peer.declines;
+        let able: Vec<usize> = (0..roster.peers.len()).filter(|&peer| can(&roster.peers[peer])).collect();
         if able.is_empty() || !self.members.adopt {
             return false;
         }
         for (&peer, part) in able.iter().zip(experts.chunks(experts.len().div_ceil(able.len()))) {
             let deadline = Instant::now() + Duration::from_millis(self.members.deadlines.load_ms);
-            let Peer { id, session, held, .. } = &mut roster.peers[peer];
+            let Peer { id, session, held, declines, .. } = &mut roster.peers[peer];
             let Some(session) = session else { continue };
             match load(session, work.layer, part, deadline) {
                 Ok(()) => {
@@ -275,7 +287,7 @@ impl ClusterExchange {
                 }
                 Err(LoadError::Declined(problem)) => {
                     tracing::warn!("{id} adopts nothing: {problem}");
-                    declined.insert(peer);
+                    *declines = true;
                 }
                 Err(LoadError::Link(problem)) => self.members.fence(roster, peer, problem),
             }
@@ -286,7 +298,6 @@ impl ClusterExchange {
     /// Brings every output home, from whomever, or says why that cannot be.
     fn bring(&self, work: &mut Work, message: &mut Vec<u8>) -> Result<()> {
         let mut roster: MutexGuard<'_, Roster> = self.members.roster();
-        let mut declined = BTreeSet::new();
         loop {
             self.collect(&mut roster, work);
             if work.todo.is_empty() {
@@ -294,7 +305,7 @@ impl ClusterExchange {
                 return Ok(());
             }
             self.dispatch(&mut roster, work, message);
-            if !work.sent.is_empty() || self.adopt(&mut roster, work, &mut declined) {
+            if !work.sent.is_empty() || self.adopt(&mut roster, work) {
                 continue;
             }
             let since = *roster.outage_since.get_or_insert_with(Instant::now);

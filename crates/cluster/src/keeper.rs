@@ -22,13 +22,15 @@ pub(crate) struct Keeper {
     retry: Duration,
     /// A heartbeat that is to be answered before the next one.
     pinged: Option<Asked>,
+    /// Of [`Roster::losses`], how far experts without a holder were looked for.
+    losses: u64,
     /// Text of the last problem: told once.
     told: String,
 }
 
 impl Keeper {
     pub fn new(members: Arc<Members>, peer: usize) -> Self {
-        Self { members, peer, retry: RETRY_MIN, pinged: None, told: String::new() }
+        Self { members, peer, retry: RETRY_MIN, pinged: None, losses: 0, told: String::new() }
     }
 
     pub fn run(mut self) {
@@ -36,6 +38,7 @@ impl Keeper {
             let is_there = self.members.roster().peers[self.peer].session.is_some();
             if is_there {
                 self.look();
+                self.adopt();
             } else {
                 self.call();
             }
@@ -80,6 +83,63 @@ impl Keeper {
         }
     }
 
+    /// Has the worker load its part of what nobody holds any more, before a step needs it. That goes over a link of its
+    /// own, so that steps go on meanwhile, and ends when the lost worker is back.
+    fn adopt(&mut self) {
+        let members = Arc::clone(&self.members);
+        let mut beside = None;
+        loop {
+            let roster = members.roster();
+            if !members.adopt || roster.ends || roster.losses == self.losses {
+                return;
+            }
+            let Some((layer, experts)) = members.orphans(&roster, self.peer) else {
+                self.losses = roster.losses;
+                return;
+            };
+            let (id, epoch) = (roster.peers[self.peer].id, roster.peers[self.peer].epoch);
+            drop(roster);
+            let outcome = self.load_beside(&mut beside, layer, &experts);
+            let mut roster = members.roster();
+            let peer = &mut roster.peers[self.peer];
+            if peer.session.is_none() || peer.epoch != epoch {
+                return; // it was lost itself, and perhaps is there again
+            }
+            match outcome {
+                Ok(()) => {
+                    tracing::warn!("{id} has adopted {} experts of layer {layer}", experts.len());
+                    peer.held.add(layer, &experts);
+                    roster.traffic.adopted += experts.len() as u64;
+                    members.changed.notify_all();
+                }
+                Err(error) => {
+                    tracing::warn!("{id} adopts nothing of layer {layer}: {error}");
+                    peer.declines |= matches!(error, LoadError::Declined(_));
+                    roster.losses += 1; // its part falls to others
+                    return;
+                }
+            }
+        }
+    }
+
+    fn load_beside(&self, beside: &mut Option<Session>, layer: usize, experts: &[usize]) -> Result<(), LoadError> {
+        let session = match beside {
+            Some(session) => session,
+            None => beside.insert(Session::new(self.dial()?.link, 0)),
+        };
+        load(session, layer, experts, Instant::now() + Duration::from_millis(self.members.deadlines.load_ms))
+    }
+
+    fn dial(&self) -> Result<lingqu_fabric::Joined, FabricError> {
+        let Members { fabric, deadlines, fingerprint, wire, .. } = &*self.members;
+        let (worker, address) = {
+            let peer = &self.members.roster().peers[self.peer];
+            (peer.id.0, peer.address.clone())
+        };
+        let greeting = Greeting { worker, wire: *wire, fingerprint: *fingerprint }.encode();
+        fabric.connect(&address, &greeting, Instant::now() + Duration::from_millis(deadlines.connect_ms))
+    }
+
     /// Connects under a new epoch, with all that the placement gives to the worker loaded.
     fn call(&mut self) {
         self.pinged = None;
@@ -103,6 +163,7 @@ impl Keeper {
             Ok(joined) => {
                 tracing::info!("{id} at {address} is there, with {} experts", joined.held.count());
                 (peer.session, peer.held, peer.problem) = (Some(joined.session), joined.held, None);
+                peer.declines = false;
                 self.retry = RETRY_MIN;
                 self.told.clear();
             }
@@ -120,10 +181,8 @@ impl Keeper {
     }
 
     fn join(&self, id: WorkerId, address: &str, epoch: u64) -> Result<Joined, FabricError> {
-        let Members { fabric, deadlines, fingerprint, wire, placement, .. } = &*self.members;
-        let greeting = Greeting { worker: id.0, wire: *wire, fingerprint: *fingerprint }.encode();
-        let by = Instant::now() + Duration::from_millis(deadlines.connect_ms);
-        let lingqu_fabric::Joined { link, answer } = fabric.connect(address, &greeting, by)?;
+        let Members { deadlines, placement, .. } = &*self.members;
+        let lingqu_fabric::Joined { link, answer } = self.dial()?;
         let arithmetic = String::from_utf8_lossy(&answer).into_owned();
         let (mut session, mut held) = (Session::new(link, epoch), Held::default());
         for (layer, placed) in placement.layers.iter().enumerate() {

@@ -57,6 +57,10 @@ pub enum ClusterError {
     Refused { worker: WorkerId, address: String, problem: FabricError },
     #[error("no worker is there: {0}")]
     Nobody(String),
+    #[error(
+        "steps of {rows_max} rows need messages of {bytes} bytes, more than {bytes_max}: compute fewer rows together"
+    )]
+    LongSteps { rows_max: usize, bytes: usize, bytes_max: usize },
     #[error("cannot start a thread: {0}")]
     Thread(std::io::Error),
 }

@@ -6,6 +6,7 @@ use std::time::Instant;
 
 use lingqu_fabric::{Fabric, FabricError};
 use lingqu_placement::{Placement, WorkerId};
+use thiserror::Error;
 
 use crate::config::Deadlines;
 use crate::message::{FAILED, LOAD, LOADED, WireFormat, encode_load};
@@ -30,6 +31,8 @@ pub(crate) struct Roster {
     /// What the first worker said of its arithmetic: all must say the same.
     pub arithmetic: Option<String>,
     pub traffic: Traffic,
+    /// Grows whenever experts may have become orphans: whoever has seen it this high need not look for them.
+    pub losses: u64,
     /// Since when experts are missing that nobody has.
     pub outage_since: Option<Instant>,
     pub ends: bool,
@@ -43,6 +46,8 @@ pub(crate) struct Peer {
     /// None: it cannot be asked; its keeper tries to change that.
     pub session: Option<Session>,
     pub held: Held,
+    /// It could not load what was not its own; until it is connected anew it is not asked again.
+    pub declines: bool,
     /// Why it was last fenced or not reached.
     pub problem: Option<FabricError>,
 }
@@ -69,17 +74,21 @@ impl Held {
 }
 
 /// Why a worker did not load.
+#[derive(Debug, Error)]
 pub(crate) enum LoadError {
     /// It is of no more use.
-    Link(FabricError),
+    #[error(transparent)]
+    Link(#[from] FabricError),
     /// In its own words; it goes on.
+    #[error("{0}")]
     Declined(String),
 }
 
 impl Members {
     pub fn new(fabric: Box<dyn Fabric>, peers: Vec<Peer>, rest: Rest) -> Self {
         let Rest { deadlines, fingerprint, wire, placement, adopt } = rest;
-        let roster = Roster { peers, arithmetic: None, traffic: Traffic::default(), outage_since: None, ends: false };
+        let roster =
+            Roster { peers, arithmetic: None, traffic: Traffic::default(), losses: 0, outage_since: None, ends: false };
         let (roster, changed) = (Mutex::new(roster), Condvar::new());
         Self { fabric, deadlines, fingerprint, wire, placement, adopt, roster, changed }
     }
@@ -94,9 +103,24 @@ impl Members {
         self.changed.wait_timeout(roster, wait).unwrap_or_else(PoisonError::into_inner).0
     }
 
+    /// The first layer with experts of the placement that nobody holds, and those of them that fall to `peer` among
+    /// the workers that are there.
+    pub fn orphans(&self, roster: &Roster, peer: usize) -> Option<(usize, Vec<usize>)> {
+        let able = |p: &Peer| p.session.is_some() && !p.declines;
+        let all: Vec<usize> = (0..roster.peers.len()).filter(|&p| able(&roster.peers[p])).collect();
+        let rank = all.iter().position(|&p| p == peer)?;
+        let of_layer = |layer: usize, experts: usize| -> Vec<usize> {
+            let is_held = |e: usize| roster.peers.iter().any(|p| p.session.is_some() && p.held.has(layer, e));
+            (0..experts).filter(|&e| e % all.len() == rank && !is_held(e)).collect()
+        };
+        let layers = self.placement.layers.iter().enumerate();
+        layers.map(|(layer, placed)| (layer, of_layer(layer, placed.copies.len()))).find(|(_, part)| !part.is_empty())
+    }
+
     /// Asks nothing of a worker any more until it is connected anew, under another epoch.
     pub fn fence(&self, roster: &mut Roster, peer: usize, problem: FabricError) {
         roster.traffic.fenced += 1;
+        roster.losses += 1;
         let peer = &mut roster.peers[peer];
         tracing::warn!("{} at {} is fenced: {problem}", peer.id, peer.address);
         peer.session = None;
@@ -132,11 +156,11 @@ impl Roster {
 
 /// Has a worker load experts of one layer.
 pub(crate) fn load(session: &mut Session, layer: usize, experts: &[usize], deadline: Instant) -> Result<(), LoadError> {
-    let asked = session.ask(LOAD, &[&encode_load(layer, experts)], deadline).map_err(LoadError::Link)?;
+    let asked = session.ask(LOAD, &[&encode_load(layer, experts)], deadline)?;
     let read = |kind: u16, message: &[u8]| match kind {
         LOADED => Ok(()),
         FAILED => Err(LoadError::Declined(String::from_utf8_lossy(message).into_owned())),
         _ => Err(LoadError::Link(FabricError::Corrupt("no answer to a load"))),
     };
-    session.answer(asked, deadline, read).map_err(LoadError::Link)?
+    session.answer(asked, deadline, read)?
 }

@@ -108,28 +108,35 @@ impl Shard {
         Ok(())
     }
 
-    /// Pairs (their number, and the expert's place in the group) by group, expert by expert.
-    #[allow(clippy::type_complexity)]
-    fn by_group(
-        &self,
-        layer: usize,
-        pairs: &[Pair],
-    ) -> Result<Vec<(Arc<ExpertWeights>, Vec<(usize, u32)>)>, ShardError> {
+    /// Pairs by the group that holds their expert, expert by expert.
+    fn by_group(&self, layer: usize, pairs: &[Pair]) -> Result<Vec<GroupWork>, ShardError> {
         let held = lock(&self.held);
         let missing = |pair: &Pair| ShardError::NotHeld { layer, expert: pair.expert };
-        let mut groups: BTreeMap<usize, Vec<(usize, u32)>> = BTreeMap::new();
+        let mut groups: BTreeMap<usize, Vec<Placed>> = BTreeMap::new();
         for (number, pair) in pairs.iter().enumerate() {
             let place = held.get(&layer).and_then(|l| l.places.get(&pair.expert));
             let &(group, local) = place.ok_or_else(|| missing(pair))?;
-            groups.entry(group).or_default().push((number, local));
+            groups.entry(group).or_default().push(Placed { local, number });
         }
         let weights = |group: usize| Arc::clone(&held[&layer].groups[group]);
-        let sorted = |mut work: Vec<(usize, u32)>| {
-            work.sort_by_key(|&(number, local)| (local, number));
+        let sorted = |mut work: Vec<Placed>| {
+            work.sort_unstable();
             work
         };
         Ok(groups.into_iter().map(|(group, work)| (weights(group), sorted(work))).collect())
     }
+}
+
+/// Experts that were loaded together, and pairs for them.
+type GroupWork = (Arc<ExpertWeights>, Vec<Placed>);
+
+/// A pair whose expert was found.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+struct Placed {
+    /// Place of the expert in its group.
+    local: u32,
+    /// Of the pair.
+    number: usize,
 }
 
 impl Layer {
@@ -141,8 +148,7 @@ impl Layer {
 /// Pairs that one group of experts gets at once.
 struct Work<'a> {
     pairs: &'a [Pair],
-    /// Number of the pair, and its expert's place in the group.
-    work: &'a [(usize, u32)],
+    work: &'a [Placed],
     hidden: usize,
 }
 
@@ -158,21 +164,22 @@ impl Bench {
         let Work { pairs, work, hidden } = *work;
         let Self { x: rows, y: outputs, routing, host, values } = self;
         values.clear();
-        for (number, _) in work {
-            values.extend_from_slice(&x[pairs[*number].row as usize * hidden..][..hidden]);
+        for placed in work {
+            values.extend_from_slice(&x[pairs[placed.number].row as usize * hidden..][..hidden]);
         }
         host.experts.clear();
-        host.experts.extend(work.iter().map(|(_, local)| local));
+        host.experts.extend(work.iter().map(|placed| placed.local));
         host.weights.clear();
-        host.weights.resize(work.len(), 1.0); // times 1, added to 0: the output itself
+        // Times 1, added to 0: the output itself, but that -0 becomes 0, which the sum of a row makes of it anyway.
+        host.weights.resize(work.len(), 1.0);
         rows.set_rows(work.len());
         outputs.set_rows(work.len());
         backend.write(values, rows.view_mut())?;
         backend.write_routing(host, routing)?;
         backend.experts(rows.view(), routing, weights, outputs.view_mut())?;
         backend.read(outputs.view(), values)?;
-        for ((number, _), output) in work.iter().zip(values.chunks_exact(hidden)) {
-            y[number * hidden..][..hidden].copy_from_slice(output);
+        for (placed, output) in work.iter().zip(values.chunks_exact(hidden)) {
+            y[placed.number * hidden..][..hidden].copy_from_slice(output);
         }
         Ok(())
     }

@@ -30,7 +30,7 @@ fn harm_on_the_way_changes_no_bit() {
                 let fault = Fault { connection: 0, from, at, harm };
                 let proxy = FaultyProxy::start(&addresses[1], Some(fault)).expect("a free port");
                 let through = [addresses[0].clone(), proxy.address()];
-                let exchange = start(&config(&through, redundancy), &package, &backend).expect("a cluster");
+                let exchange = start(&hasty_config(&through, redundancy), &package, &backend).expect("a cluster");
                 assert!(run(&package, &backend, behind(&exchange)) == expected, "{fault:?}, {redundancy}");
                 fenced += exchange.traffic().fenced;
             }
@@ -99,6 +99,29 @@ fn with_nobody_left_the_step_fails_and_the_next_ones_when_somebody_is_back() {
     assert_eq!((exchange.traffic().fenced, proxy.connections()), (1, 2));
 }
 
+/// What a lost worker held is loaded by the others before any step needs it.
+#[test]
+fn orphans_are_adopted_ahead_of_need() {
+    let (package, backend) = (package("deepseek-v3-fp8"), cpu(None));
+    let shape = shape(&package);
+    let addresses = start_workers(&package, &backend, 3);
+    let proxy = FaultyProxy::start(&addresses[1], None).expect("a free port");
+    let through = [addresses[0].clone(), proxy.address(), addresses[2].clone()];
+    let exchange = start(&config(&through, 0.0), &package, &backend).expect("a cluster");
+    assert_eq!(exchange.traffic().adopted, 0);
+    drop(proxy);
+    let own = |layer: &lingqu_placement::LayerPlacement| layer.experts_of(WorkerId(1)).len() as u64;
+    let lost: u64 = exchange.placement().layers.iter().map(own).sum();
+    assert!(lost >= shape.expert_layers().count() as u64);
+    let deadline = Instant::now() + Duration::from_secs(60);
+    while exchange.traffic().adopted < lost {
+        assert!(Instant::now() < deadline, "{} of {lost} adopted", exchange.traffic().adopted);
+        std::thread::yield_now();
+    }
+    assert!(run(&package, &backend, behind(&exchange)) == run(&package, &backend, Experts::Here));
+    assert_eq!(exchange.traffic().adopted, lost, "none was left for a step, and none loaded twice");
+}
+
 /// An idle worker that no longer answers is found out by heartbeats, and taken up again once it does.
 #[test]
 fn heartbeats_find_the_silent() {
@@ -107,7 +130,7 @@ fn heartbeats_find_the_silent() {
     let fault = Fault { connection: 0, from: From::Callee, at: 300, harm: Harm::Stall };
     let proxy = FaultyProxy::start(&addresses[1], Some(fault)).expect("a free port");
     let through = [addresses[0].clone(), proxy.address()];
-    let exchange = start(&config(&through, 0.0), &package, &backend).expect("a cluster");
+    let exchange = start(&hasty_config(&through, 0.0), &package, &backend).expect("a cluster");
     let deadline = Instant::now() + Duration::from_secs(30);
     while exchange.traffic().fenced == 0 || proxy.connections() < 2 {
         assert!(Instant::now() < deadline, "nobody found out");
