@@ -30,6 +30,9 @@ pub struct GrpcConfig {
     pub stream_requests_max: usize,
     /// Bytes of one unary reply, before it is refused in favour of the streaming call. Clients take 4 MiB by default.
     pub reply_bytes_max: usize,
+    /// A client that has not taken a byte of a reply for so long gets no more of it; its generation, paused long before,
+    /// ends.
+    pub write_stall_timeout: Duration,
     /// A silent connection is asked for a sign of life this often, and closed when it gives none for as long again.
     pub keepalive_interval: Duration,
     /// For calls to end once the server stops ([`crate::Phase::Stopping`]); what is left is cut off.
@@ -49,6 +52,7 @@ impl Default for GrpcConfig {
             stream_idle_timeout: Duration::from_secs(600),
             stream_requests_max: 64,
             reply_bytes_max: 4 << 20,
+            write_stall_timeout: Duration::from_secs(60),
             keepalive_interval: Duration::from_secs(30),
             stop_timeout: Duration::from_secs(5),
         }

@@ -97,6 +97,7 @@ pub async fn serve(
         request_bytes_in_flight_max: config.request_bytes_in_flight_max,
         read_timeout: config.request_read_timeout,
         stream_idle_timeout: config.stream_idle_timeout,
+        write_stall_timeout: config.write_stall_timeout,
     });
     let serving = Server::builder()
         .max_concurrent_streams(config.streams_per_connection_max)

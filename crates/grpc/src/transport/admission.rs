@@ -22,6 +22,7 @@ use tonic::body::Body;
 use tower::{Layer, Service};
 
 use super::framing::Framing;
+use super::response::ResponseBody;
 
 /// A full server is still healthy, and its orchestrator must be able to hear so.
 const ALWAYS_ADMITTED: &str = "/grpc.health.v1.Health/Check";
@@ -37,6 +38,7 @@ pub struct Admission {
     arrivals: Arc<Arrivals>,
     read_timeout: Duration,
     stream_idle_timeout: Duration,
+    write_stall_timeout: Duration,
 }
 
 /// What [`Admission`] allows.
@@ -51,6 +53,8 @@ pub struct AdmissionLimits {
     pub read_timeout: Duration,
     /// Between two requests of KServe's stream.
     pub stream_idle_timeout: Duration,
+    /// For a client to take what is there of its reply.
+    pub write_stall_timeout: Duration,
 }
 
 impl Admission {
@@ -60,6 +64,7 @@ impl Admission {
             arrivals: Arc::new(Arrivals::new(limits.arriving_max, limits.request_bytes_in_flight_max)),
             read_timeout: limits.read_timeout,
             stream_idle_timeout: limits.stream_idle_timeout,
+            write_stall_timeout: limits.write_stall_timeout,
         }
     }
 }
@@ -93,7 +98,7 @@ where
     }
 
     fn call(&mut self, request: Request<Body>) -> Self::Future {
-        let Admission { places, arrivals, read_timeout, stream_idle_timeout } = &self.admission;
+        let Admission { places, arrivals, read_timeout, stream_idle_timeout, write_stall_timeout } = &self.admission;
         let call = Arc::new(Call {
             places: (request.uri().path() != ALWAYS_ADMITTED).then(|| Arc::clone(places)),
             peer: request.extensions().get().cloned(),
@@ -115,7 +120,8 @@ where
         };
         let request = request.map(|inner| Body::new(body(inner)));
         let response = self.inner.call(request);
-        async move { Ok(response.await?.map(|inner| Body::new(ResponseBody { inner, _call: call }))) }.boxed()
+        let stall_timeout = *write_stall_timeout;
+        async move { Ok(response.await?.map(|inner| Body::new(ResponseBody::new(inner, call, stall_timeout)))) }.boxed()
     }
 }
 
@@ -236,29 +242,6 @@ impl HttpBody for RequestBody {
     fn is_end_stream(&self) -> bool {
         // The end is to be polled: only then has the call its place.
         false
-    }
-
-    fn size_hint(&self) -> SizeHint {
-        self.inner.size_hint()
-    }
-}
-
-/// A response on its way out: holds the call's place until it is over.
-struct ResponseBody {
-    inner: Body,
-    _call: Arc<Call>,
-}
-
-impl HttpBody for ResponseBody {
-    type Data = Bytes;
-    type Error = Status;
-
-    fn poll_frame(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, Status>>> {
-        Pin::new(&mut self.inner).poll_frame(cx)
-    }
-
-    fn is_end_stream(&self) -> bool {
-        self.inner.is_end_stream()
     }
 
     fn size_hint(&self) -> SizeHint {

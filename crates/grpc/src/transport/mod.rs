@@ -3,3 +3,4 @@
 pub mod admission;
 pub mod connections;
 pub mod framing;
+pub mod response;

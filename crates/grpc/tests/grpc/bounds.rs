@@ -6,10 +6,12 @@ use lingqu_grpc::GrpcConfig;
 use lingqu_proto::v1;
 use lingqu_proto::v1::inference_client::InferenceClient;
 use lingqu_testkit::toy::ToyFaults;
+use lingqu_types::Limits;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
 use tokio::task::JoinHandle;
 use tokio_stream::StreamExt;
+use tonic::transport::Endpoint;
 use tonic::{Code, Request, Status};
 use tonic_health::pb::HealthCheckRequest;
 use tonic_health::pb::health_client::HealthClient;
@@ -153,6 +155,26 @@ async fn requests_too_large_are_refused() {
         assert_eq!(error.code(), Code::ResourceExhausted, "{error}");
         assert!(server.once(prompt("x")).await.is_ok(), "what was held is given back");
     }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_client_that_does_not_read_is_given_up() {
+    let config = GrpcConfig { calls_max: 1, write_stall_timeout: Duration::from_millis(100), ..GrpcConfig::default() };
+    let options = Options { config, limits: Limits::for_context(1_000_000, 4), ..Options::default() };
+    let (server, _) = TestServer::toy(options, ToyFaults::default()).await;
+    let channel = Endpoint::from_shared(format!("http://{}", server.address)).expect("an address");
+    let channel = channel.initial_stream_window_size(1024).connect().await.expect("a server");
+    let long = v1::GenerateRequest { ignore_eos: true, max_tokens: Some(900_000), ..prompt("x") };
+    let mut unread = InferenceClient::new(channel).generate(long).await.expect("room").into_inner();
+    server.until_idle().await;
+    server.once(prompt("x")).await.expect("its place is free again");
+    let end = loop {
+        match unread.message().await {
+            Ok(event) => assert!(event.is_some(), "it was cut off"),
+            Err(end) => break end,
+        }
+    };
+    assert_eq!(end.code(), Code::DeadlineExceeded, "{end}");
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
