@@ -30,8 +30,8 @@ pub struct GrpcConfig {
     pub stream_requests_max: usize,
     /// Bytes of one unary reply, before it is refused in favour of the streaming call. Clients take 4 MiB by default.
     pub reply_bytes_max: usize,
-    /// A client that has not taken a byte of a reply for so long gets no more of it; its generation, paused long before,
-    /// ends.
+    /// A client that has not taken a byte of a reply for so long gets no more of it; its generation, paused long
+    /// before, ends.
     pub write_stall_timeout: Duration,
     /// A silent connection is asked for a sign of life this often, and closed when it gives none for as long again.
     pub keepalive_interval: Duration,
