@@ -120,6 +120,16 @@ pub struct MoeConfig {
 }
 
 impl ModelConfig {
+    /// Reads the text of a Hugging Face `config.json` alone; `name` is for people.
+    ///
+    /// # Errors
+    /// Name the field that is missing, wrong or not supported.
+    pub fn from_config_json(text: &str, name: &str) -> Result<Self, ModelError> {
+        let json = hugging_face::ConfigJson::parse(text)?;
+        let architecture = crate::registry::by_json("config.json", &json.architectures())?;
+        (architecture.read_json)(&json, name)
+    }
+
     /// What one position of the KV cache holds, per layer.
     pub fn kv_entry(&self) -> KvEntry {
         match &self.attention {
