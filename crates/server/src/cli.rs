@@ -33,6 +33,8 @@ pub enum Command {
     Score(ScoreArgs),
     /// Describe a checkpoint: architecture, formats by tensor role, bytes, memory needed.
     Inspect(InspectArgs),
+    /// Plan a cluster: where experts go, what each node holds, what crosses the network, how fast it will be.
+    Plan(PlanArgs),
     /// List the devices that can compute, and why others cannot be used.
     Devices(DevicesArgs),
     /// Prepare the kernels of accelerators.
@@ -43,6 +45,54 @@ pub enum Command {
     Tokenize(TokenizeArgs),
     /// Turn token ids into text with the model's tokenizer.
     Detokenize(DetokenizeArgs),
+}
+
+/// Needs no weights and no devices: a config.json and figures of nodes are enough (docs/plan.md).
+#[derive(Debug, Args)]
+pub struct PlanArgs {
+    /// A config.json, a folder with one, or a checkpoint as --model elsewhere.
+    #[arg(long, value_name = "PATH")]
+    pub model: PathBuf,
+    /// Figures of the devices, in TOML.
+    #[arg(long, value_name = "FILE")]
+    pub nodes: PathBuf,
+    /// What the weights will be: bf16, fp8, q8_0, q6_k, q4_k_m, … [default: as in the files, else as the config says].
+    #[arg(long, value_name = "FORMAT")]
+    pub quant: Option<lingqu_plan::Weights>,
+    /// Sequences decoded together, over all servers.
+    #[arg(long, value_name = "N", default_value_t = DEFAULT_SEQUENCES)]
+    pub sequences: usize,
+    /// Tokens that each of them has in the cache.
+    #[arg(long, value_name = "TOKENS", default_value = "4096")]
+    pub context: usize,
+    /// Rows of a step that computes prompts, on one server.
+    #[arg(long, value_name = "N", default_value = "512")]
+    pub prefill_rows: usize,
+    /// How finely keys and values are kept.
+    #[arg(long, value_enum, default_value = "full")]
+    pub kv_cache: KvCache,
+    /// How activations cross the network.
+    #[arg(long, value_enum, default_value = "bf16")]
+    pub wire: WireName,
+    /// Extra copies of experts, as a share of them.
+    #[arg(long, value_name = "SHARE", default_value = "0")]
+    pub redundancy: f64,
+    /// Rows that each expert got, as JSON: a list of layers, each a list of counts [default: all the same].
+    #[arg(long, value_name = "FILE")]
+    pub load: Option<PathBuf>,
+    /// Print every expert's nodes too.
+    #[arg(long)]
+    pub verbose: bool,
+    /// Print everything as JSON.
+    #[arg(long)]
+    pub json: bool,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum WireName {
+    F32,
+    Bf16,
+    Int8,
 }
 
 #[derive(Debug, Args)]

@@ -5,6 +5,7 @@ pub mod devices;
 pub mod generate;
 pub mod inspect;
 pub mod kernels;
+pub mod plan;
 pub mod score;
 pub mod serve;
 pub mod tokenize;

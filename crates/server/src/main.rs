@@ -27,6 +27,7 @@ fn main() -> ExitCode {
         Command::Generate(args) => commands::generate::run(&args),
         Command::Score(args) => commands::score::run(&args),
         Command::Inspect(args) => commands::inspect::run(&args),
+        Command::Plan(args) => commands::plan::run(&args),
         Command::Devices(args) => commands::devices::run(&args),
         Command::Kernels(args) => commands::kernels::run(&args),
         Command::Bench(args) => commands::bench::run(&args),

@@ -9,7 +9,7 @@ use support::{golden, lingqu, lingqu_with_input};
 fn help_names_every_command() {
     let help = lingqu(&["--help"]);
     assert_eq!(help.code, 0);
-    for command in ["serve", "generate", "score", "inspect", "bench", "tokenize", "detokenize"] {
+    for command in ["serve", "generate", "score", "inspect", "plan", "bench", "tokenize", "detokenize"] {
         assert!(help.stdout.contains(&format!("  {command} ")), "{command}: {}", help.stdout);
     }
 }
@@ -110,6 +110,26 @@ fn inspect_tells_what_a_file_is() {
     let sum: u64 = json["weights"].as_array().unwrap().iter().map(|w| w["bytes"].as_u64().unwrap()).sum();
     assert_eq!(json["weight_bytes"].as_u64(), Some(sum));
     assert!(json["active_parameters"].as_u64() < json["parameters"].as_u64());
+}
+
+#[test]
+fn plan_needs_a_configuration_alone() {
+    let root = concat!(env!("CARGO_MANIFEST_DIR"), "/../../");
+    let (r1, nodes) = (format!("{root}models/deepseek-r1"), format!("{root}docs/nodes/dcu-k100-ai-16.toml"));
+    let run = lingqu(&["plan", "--model", &r1, "--nodes", &nodes, "--quant", "q8_0", "--json"]);
+    assert_eq!(run.code, 0, "{}", run.stderr);
+    let plan: Value = serde_json::from_str(&run.stdout).unwrap();
+    assert_eq!(plan["nodes"].as_array().unwrap().len(), 16);
+    assert_eq!(plan["placement"][60]["copies"].as_array().unwrap().len(), 256);
+    let run = lingqu(&["plan", "--model", &format!("{r1}/config.json"), "--nodes", &nodes, "--quant", "bf16"]);
+    assert_eq!(run.code, 1);
+    assert!(run.stderr.contains("too little") && run.stdout.is_empty(), "{}", run.stderr);
+    // A checkpoint is counted as it is.
+    let default = format!("{root}models/default");
+    let run =
+        lingqu(&["plan", "--model", &default, "--nodes", &format!("{root}docs/nodes/cpu-4.toml"), "--context", "512"]);
+    assert_eq!(run.code, 0, "{}", run.stderr);
+    assert!(run.stdout.contains("as its files have them"), "{}", run.stdout);
 }
 
 #[test]
