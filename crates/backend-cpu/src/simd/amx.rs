@@ -3,9 +3,7 @@
 //! Weights are the right operand, which wants them as records have them: four values of each of 16 rows to a line. The
 //! instructions are written as assembly: std::arch has none on stable Rust.
 //!
-//! A large block's integer scales go into the weights before the product: `s (c - offset)` has 13 bits and a sign, and
-//! becomes two bytes, `256 high + low`; or, where scales have six bits and codes five, `8 high + low`, the products of
-//! the code with either half of the scale, for which one multiplication serves two codes. So a block costs two tile
+//! A large block's integer scales go into the weights before the product ([`Scaled`]). So a block costs two tile
 //! products to 64 values, and floats once in 256.
 //!
 //! **Few tiles alive.** Where another thread runs on the same core, a tile waits for a free register of the core's own,
@@ -19,7 +17,8 @@ use std::marker::PhantomData;
 use std::sync::OnceLock;
 
 use super::groups::{LargeRows, SmallRows, TILE_ROWS, TileSums};
-use super::records::{BYTES16, Integers, Source, code, halves, pairs, with_large};
+use super::records::{BYTES16, Integers, Source, halves, pairs, with_large};
+use super::scaled::Scaled;
 use super::{CHUNK, Codes, OCTET, OCTETS, PANEL_ROWS};
 use crate::isa::Simd;
 use crate::panels::{LINE_BYTES, Plan, Record};
@@ -123,26 +122,14 @@ type Integers16 = [[i32; PANEL_ROWS]; TILE_ROWS];
 /// What a panel is multiplied in. Reused from panel to panel.
 #[repr(C, align(64))]
 pub(crate) struct TileScratch {
-    /// Codes times integer scales, low and high bytes. `[value / 4, weight row, value % 4]`
-    low: [[u8; LINE_BYTES]; CHUNK / 4],
-    high: [[u8; LINE_BYTES]; CHUNK / 4],
+    weights: Scaled,
     /// Integer sums, two sets in turn. `[set, low or high]`
     sums: [[Integers16; 2]; 2],
 }
 
 impl TileScratch {
     pub fn boxed() -> Box<Self> {
-        Box::new(Self { low: [[0; _]; _], high: [[0; _]; _], sums: [[[[0; _]; _]; _]; _] })
-    }
-
-    #[inline]
-    #[target_feature(enable = "avx512f")]
-    fn put(&mut self, line: usize, [low, high]: [__m512i; 2]) {
-        // SAFETY: whole lines at their alignment.
-        unsafe {
-            _mm512_store_si512(self.low[line].as_mut_ptr().cast(), low);
-            _mm512_store_si512(self.high[line].as_mut_ptr().cast(), high);
-        }
+        Box::new(Self { weights: Scaled::ZERO, sums: [[[[0; _]; _]; _]; _] })
     }
 }
 
@@ -193,77 +180,25 @@ pub(crate) unsafe fn large_chunk(
     unsafe { large(record, (groups, next), scratch, sums) };
 }
 
-/// Codes times their scales, in two bytes.
-///
-/// # Safety
-/// `PLAN` and `SCALES` must be those of source and scheme.
-#[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512vnni")]
-unsafe fn expand<const PLAN: u8, const SCALES: u8>(
-    source: Source,
-    integers: Integers,
-    offset: u8,
-    scratch: &mut TileScratch,
-) {
-    /// Of the second where the first has a bit, else of the third.
-    const PICK: i32 = 0xca;
-    let bytes = _mm512_set1_epi16(0xff);
-    let groups = pairs(SCALES) / 4; // of an octet
-    // SAFETY: the caller's; whole lines.
-    unsafe {
-        for t in 0..2 {
-            macro_rules! octet {
-                ($q:literal) => {
-                    for g in 0..groups {
-                        let group = $q * groups + g;
-                        let s = Integers::scale::<SCALES>(integers.line(t * groups + group / 4), group % 4);
-                        let lines = (t * 4 + $q) * 8 + g * 8 / groups..(t * 4 + $q) * 8 + (g + 1) * 8 / groups;
-                        if SCALES < BYTES16 {
-                            // Two codes of at most 31 by three bits stay within their bytes of a word: no carry.
-                            let words = _mm512_or_si512(s, _mm512_slli_epi32::<16>(s));
-                            let low_s = _mm512_and_si512(words, _mm512_set1_epi16(7));
-                            let high_s = _mm512_srli_epi16::<3>(words);
-                            for line in lines {
-                                let c = code::<PLAN>(source, [t, $q], line % 8);
-                                scratch.put(line, [_mm512_mullo_epi16(c, low_s), _mm512_mullo_epi16(c, high_s)]);
-                            }
-                            continue;
-                        }
-                        let byte = _mm512_and_si512(s, _mm512_set1_epi32(0xff));
-                        let even_s = _mm512_or_si512(byte, _mm512_slli_epi32::<16>(byte));
-                        let odd_s = _mm512_slli_epi32::<8>(even_s);
-                        let minus = _mm512_mullo_epi16(_mm512_srai_epi16::<8>(odd_s), _mm512_set1_epi16(offset.into()));
-                        for line in lines {
-                            // Of codes of even number and of odd number, as words.
-                            let c = code::<PLAN>(source, [t, $q], line % 8);
-                            let even = _mm512_sub_epi16(_mm512_maddubs_epi16(c, even_s), minus);
-                            let odd = _mm512_sub_epi16(_mm512_maddubs_epi16(c, odd_s), minus);
-                            let low = _mm512_ternarylogic_epi32::<PICK>(bytes, even, _mm512_slli_epi16::<8>(odd));
-                            let high = _mm512_ternarylogic_epi32::<PICK>(bytes, _mm512_srli_epi16::<8>(even), odd);
-                            scratch.put(line, [low, high]);
-                        }
-                    }
-                };
-            }
-            octet!(0);
-            octet!(1);
-            octet!(2);
-            octet!(3);
-        }
-    }
-}
-
 /// 64 columns of a group by the low and high bytes of weights; the last quarter stores the sums.
 macro_rules! multiply_quarter {
-    (0, $high_product:literal, $($operands:expr),*) => {
+    ($q:tt, $scales:expr, $($operands:expr),*) => {
+        // High bytes have a sign where scales have one.
+        match $scales {
+            ..BYTES16 => multiply_quarter!($q "tdpbsud", $($operands),*),
+            _ => multiply_quarter!($q "tdpbssd", $($operands),*),
+        }
+    };
+    (0 $high_product:literal, $($operands:expr),*) => {
         multiply_quarter!(@ "tilezero tmm0\ntilezero tmm1", "0", "0", "", $high_product, $($operands),*)
     };
-    (1, $high_product:literal, $($operands:expr),*) => {
+    (1 $high_product:literal, $($operands:expr),*) => {
         multiply_quarter!(@ "", "64", "1024", "", $high_product, $($operands),*)
     };
-    (2, $high_product:literal, $($operands:expr),*) => {
+    (2 $high_product:literal, $($operands:expr),*) => {
         multiply_quarter!(@ "", "128", "2048", "", $high_product, $($operands),*)
     };
-    (3, $high_product:literal, $($operands:expr),*) => {
+    (3 $high_product:literal, $($operands:expr),*) => {
         multiply_quarter!(@ "", "192", "3072",
             "tilestored [{sums} + {line}*1], tmm0\ntilestored [{sums} + {line}*1 + 1024], tmm1",
             $high_product, $($operands),*)
@@ -312,12 +247,12 @@ unsafe fn large<const PLAN: u8, const SCALES: u8>(
     let planes = groups.len() / sums.len();
     // SAFETY: the caller's.
     unsafe {
-        expand::<PLAN, SCALES>(source, integers, record.scheme.offset, scratch);
+        scratch.weights.fill::<PLAN, SCALES>(source, integers, record.scheme.offset);
         let mins = if SCALES >= BYTES16 { 0 } else { pairs(SCALES) };
         let mut m = [_mm512_setzero_si512(); 8];
         (0..mins).for_each(|pair| m[pair] = integers.pair::<SCALES>(pair));
         let [w_d, w_min] = integers.floats::<SCALES>();
-        let TileScratch { low, high, sums: integer_sums } = scratch;
+        let TileScratch { weights: Scaled { low, high }, sums: integer_sums } = scratch;
         let (low, high) = (low.as_ptr().cast::<u8>(), high.as_ptr().cast::<u8>());
         // The products of one group while the floats of the one before are computed.
         for step in 0..=groups.len() {
@@ -336,21 +271,14 @@ unsafe fn large<const PLAN: u8, const SCALES: u8>(
                         next.fetch_quarter($q, record);
                     }
                     if let Some(group) = group {
-                        match SCALES {
-                            ..BYTES16 => multiply_quarter!($q, "tdpbsud", group, low, high, now),
-                            _ => multiply_quarter!($q, "tdpbssd", group, low, high, now),
-                        }
+                        multiply_quarter!($q, SCALES, group, low, high, now);
                     }
                     if let Some(group) = groups.get(of) {
                         let fresh = record.start == 0 && of % planes == 0;
                         let sums = &mut sums[of / planes];
                         for row in $q * 4..$q * 4 + 4 {
                             let load = |i: usize| _mm512_load_si512(before[i][row].as_ptr().cast());
-                            let high = match SCALES {
-                                ..BYTES16 => _mm512_slli_epi32::<3>(load(1)),
-                                _ => _mm512_slli_epi32::<8>(load(1)),
-                            };
-                            let dot = _mm512_add_epi32(high, load(0));
+                            let dot = Scaled::sum::<SCALES>([load(0), load(1)]);
                             let mut t = _mm512_mul_ps(w_d, _mm512_cvtepi32_ps(dot));
                             if mins > 0 {
                                 let x_sums = match mins {

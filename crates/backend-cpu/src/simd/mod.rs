@@ -14,6 +14,8 @@ pub(crate) mod groups;
 mod portable;
 #[cfg(target_arch = "x86_64")]
 mod records;
+#[cfg(target_arch = "x86_64")]
+mod scaled;
 
 #[cfg(target_arch = "x86_64")]
 use crate::isa::Isa;
