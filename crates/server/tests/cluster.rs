@@ -92,7 +92,7 @@ impl Drop for Worker {
 }
 
 /// Short deadlines, so that what hangs is found out soon.
-const DEADLINES: &str = "[deadlines]\nstep_ms = 1000\nconnect_ms = 500\nheartbeat_ms = 300\nrecovery_ms = 500\n";
+const HASTY: &str = "[deadlines]\nstep_ms = 1000\nconnect_ms = 500\nheartbeat_ms = 300\nrecovery_ms = 500\n";
 
 /// `count` workers, and the file by which a server finds them.
 fn start(folder: &Folder, count: usize, rest: &str) -> (Vec<Worker>, String) {
@@ -100,7 +100,7 @@ fn start(folder: &Folder, count: usize, rest: &str) -> (Vec<Worker>, String) {
     let file = folder.write("workers", &unknown, "");
     let workers: Vec<Worker> = (0..count).map(|id| Worker::start(&file, id, "127.0.0.1:0", &[])).collect();
     let addresses: Vec<String> = workers.iter().map(|worker| worker.address.clone()).collect();
-    (workers, folder.write("serve", &addresses, &(rest.to_owned() + DEADLINES)))
+    (workers, folder.write("serve", &addresses, rest))
 }
 
 fn generate(more: &[&str]) -> Run {
@@ -161,7 +161,7 @@ async fn a_stream_goes_on_when_a_worker_is_killed_or_stopped() {
     // With a second copy of every expert, and with none: then the other worker loads them.
     for redundancy in ["1.0", "0.0"] {
         for signal in ["KILL", "STOP"] {
-            let (workers, file) = start(&folder, 2, &format!("[placement]\nredundancy = {redundancy}\n"));
+            let (workers, file) = start(&folder, 2, &format!("[placement]\nredundancy = {redundancy}\n{HASTY}"));
             let server = Server::start(&["--cluster", &file]);
             let ids = disturbed(&server, || workers[1].signal(signal)).await;
             assert!(ids == expected, "SIG{signal}, redundancy {redundancy}");
@@ -177,7 +177,7 @@ async fn a_stream_goes_on_when_a_worker_is_killed_or_stopped() {
 async fn with_no_copy_left_requests_are_unavailable_until_workers_are_back() {
     let folder = Folder::new("unavailable");
     let expected = undisturbed().await;
-    let (mut workers, file) = start(&folder, 2, "");
+    let (mut workers, file) = start(&folder, 2, HASTY);
     let server = Server::start(&["--cluster", &file]);
     let mut client = server.client().await;
     let mut events = client.generate(request(LONG)).await.expect("the call is taken").into_inner();
