@@ -91,8 +91,12 @@ impl Drop for Worker {
     }
 }
 
-/// Short deadlines, so that what hangs is found out soon.
-const HASTY: &str = "[deadlines]\nstep_ms = 1000\nconnect_ms = 500\nheartbeat_ms = 300\nrecovery_ms = 500\n";
+/// A busy machine is no failure.
+const PATIENT: &str = "[deadlines]\nstep_ms = 60000\nconnect_ms = 10000\nheartbeat_ms = 60000\n";
+/// What hangs is found out soon, and who is left has time to load.
+const WATCHFUL: &str = "[deadlines]\nstep_ms = 3000\nconnect_ms = 5000\nrecovery_ms = 60000\n";
+/// Where nobody is left, requests do not wait.
+const HASTY: &str = "[deadlines]\nstep_ms = 5000\nconnect_ms = 5000\nrecovery_ms = 500\n";
 
 /// `count` workers, and the file by which a server finds them.
 fn start(folder: &Folder, count: usize, rest: &str) -> (Vec<Worker>, String) {
@@ -114,14 +118,14 @@ fn generate_says_the_same_with_workers() {
     let alone = generate(&[]);
     assert_eq!(alone.code, 0, "{}", alone.stderr);
     for count in [1, 2, 4] {
-        let (_workers, file) = start(&folder, count, "");
+        let (_workers, file) = start(&folder, count, PATIENT);
         let together = generate(&["--cluster", &file]);
         assert_eq!((together.code, &together.stdout), (0, &alone.stdout), "{count}: {}", together.stderr);
         assert!(together.stderr.contains("exchange, for each row and layer: "), "{}", together.stderr);
         assert!(!together.stderr.contains("fenced"), "{}", together.stderr);
     }
     let rounded = generate(&["--exchange-wire", "bf16"]);
-    let (_workers, file) = start(&folder, 2, "wire = \"bf16\"\n");
+    let (_workers, file) = start(&folder, 2, &format!("wire = \"bf16\"\n{PATIENT}"));
     let together = generate(&["--cluster", &file]);
     assert_eq!((together.code, &together.stdout), (0, &rounded.stdout), "{}", together.stderr);
     // The prediction layer has experts of its own.
@@ -161,7 +165,7 @@ async fn a_stream_goes_on_when_a_worker_is_killed_or_stopped() {
     // With a second copy of every expert, and with none: then the other worker loads them.
     for redundancy in ["1.0", "0.0"] {
         for signal in ["KILL", "STOP"] {
-            let (workers, file) = start(&folder, 2, &format!("[placement]\nredundancy = {redundancy}\n{HASTY}"));
+            let (workers, file) = start(&folder, 2, &format!("[placement]\nredundancy = {redundancy}\n{WATCHFUL}"));
             let server = Server::start(&["--cluster", &file]);
             let ids = disturbed(&server, || workers[1].signal(signal)).await;
             assert!(ids == expected, "SIG{signal}, redundancy {redundancy}");

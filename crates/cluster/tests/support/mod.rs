@@ -91,14 +91,20 @@ pub fn config(addresses: &[String], redundancy: f64) -> ClusterConfig {
         wire: WireFormat::F32,
         placement: PlacementConfig { redundancy, ..PlacementConfig::default() },
         // Long enough that a busy machine is not taken for a dead worker.
-        deadlines: Deadlines { step_ms: 10_000, connect_ms: 10_000, recovery_ms: 500, ..Deadlines::default() },
+        deadlines: Deadlines {
+            step_ms: 30_000,
+            connect_ms: 10_000,
+            heartbeat_ms: 10_000,
+            recovery_ms: 60_000,
+            ..Deadlines::default()
+        },
     }
 }
 
 /// The same with deadlines that find out soon what hangs.
 pub fn hasty_config(addresses: &[String], redundancy: f64) -> ClusterConfig {
     let mut config = config(addresses, redundancy);
-    config.deadlines = Deadlines { step_ms: 500, connect_ms: 500, heartbeat_ms: 200, ..config.deadlines };
+    config.deadlines = Deadlines { step_ms: 1500, connect_ms: 5000, heartbeat_ms: 500, ..config.deadlines };
     config
 }
 
