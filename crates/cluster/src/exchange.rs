@@ -1,7 +1,7 @@
 //! The exchange of a model whose experts live in other processes.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use lingqu_backend::{Backend, BackendError, Buffer, Exchange, PendingExperts, Result, Routing, View, ViewMut};
@@ -10,7 +10,7 @@ use lingqu_placement::{Placement, PlacementInput, WorkerId, place};
 
 use crate::config::ClusterConfig;
 use crate::keeper::Keeper;
-use crate::members::{Held, LoadError, Members, Peer, Rest, Roster, load};
+use crate::members::{Held, LoadError, Members, Peer, Roster, load};
 use crate::message::{COMPUTE, FAILED, OUTPUTS, Pair, encode_compute};
 use crate::session::Asked;
 use crate::traffic::Traffic;
@@ -117,14 +117,16 @@ impl ClusterExchange {
             declines: false,
             problem: None,
         });
-        let rest = Rest {
+        let members = Arc::new(Members {
+            fabric,
             deadlines: config.deadlines,
             fingerprint: model.fingerprint,
             wire: config.wire,
             placement,
             adopt: config.placement.adopt,
-        };
-        let members = Arc::new(Members::new(fabric, peers.collect(), rest));
+            roster: Mutex::new(Roster::new(peers.collect())),
+            changed: Condvar::new(),
+        });
         // Ends the keepers if the start fails.
         let exchange = Self { device, members, memory: Mutex::new(Memory { outputs, message: Vec::new() }) };
         for peer in 0..config.workers.len() {

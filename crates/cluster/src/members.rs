@@ -21,7 +21,7 @@ pub(crate) struct Members {
     pub wire: WireFormat,
     pub placement: Placement,
     pub adopt: bool,
-    roster: Mutex<Roster>,
+    pub roster: Mutex<Roster>,
     /// Somebody came, went or could not be reached; or all ends.
     pub changed: Condvar,
 }
@@ -85,14 +85,6 @@ pub(crate) enum LoadError {
 }
 
 impl Members {
-    pub fn new(fabric: Box<dyn Fabric>, peers: Vec<Peer>, rest: Rest) -> Self {
-        let Rest { deadlines, fingerprint, wire, placement, adopt } = rest;
-        let roster =
-            Roster { peers, arithmetic: None, traffic: Traffic::default(), losses: 0, outage_since: None, ends: false };
-        let (roster, changed) = (Mutex::new(roster), Condvar::new());
-        Self { fabric, deadlines, fingerprint, wire, placement, adopt, roster, changed }
-    }
-
     pub fn roster(&self) -> MutexGuard<'_, Roster> {
         self.roster.lock().unwrap_or_else(PoisonError::into_inner)
     }
@@ -130,16 +122,11 @@ impl Members {
     }
 }
 
-/// Of [`Members`] what does not change.
-pub(crate) struct Rest {
-    pub deadlines: Deadlines,
-    pub fingerprint: [u8; 32],
-    pub wire: WireFormat,
-    pub placement: Placement,
-    pub adopt: bool,
-}
-
 impl Roster {
+    pub fn new(peers: Vec<Peer>) -> Self {
+        Self { peers, arithmetic: None, traffic: Traffic::default(), losses: 0, outage_since: None, ends: false }
+    }
+
     /// Every worker with what was last wrong with it.
     pub fn problems(&self) -> String {
         let of = |peer: &Peer| {
