@@ -165,11 +165,15 @@ impl ClusterConfig {
 
     /// The measured load, if a file of it is named.
     pub fn load(&self) -> Result<Option<Vec<Vec<u64>>>, ConfigError> {
-        let Some(path) = &self.placement.load_file else { return Ok(None) };
-        let problem = |problem: String| ConfigError { file: path.display().to_string(), problem };
-        let text = read_bounded(path).map_err(problem)?;
-        serde_json::from_str(&text).map(Some).map_err(|e| problem(format!("not a list of lists of numbers: {e}")))
+        self.placement.load_file.as_deref().map(read_load).transpose()
     }
+}
+
+/// Rows that each expert got, `[layers][experts]`, from a file of JSON.
+pub fn read_load(path: &Path) -> Result<Vec<Vec<u64>>, ConfigError> {
+    let problem = |problem: String| ConfigError { file: path.display().to_string(), problem };
+    let text = read_bounded(path).map_err(problem)?;
+    serde_json::from_str(&text).map_err(|e| problem(format!("not a list of lists of numbers: {e}")))
 }
 
 fn read_bounded(path: &Path) -> Result<String, String> {

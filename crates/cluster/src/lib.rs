@@ -29,7 +29,7 @@ use lingqu_backend::{BackendError, ExpertWeights};
 use lingqu_fabric::FabricError;
 use thiserror::Error;
 
-pub use config::{ClusterConfig, ConfigError, Deadlines, PlacementConfig, WorkerConfig};
+pub use config::{ClusterConfig, ConfigError, Deadlines, PlacementConfig, WorkerConfig, read_load};
 pub use exchange::{ClusterExchange, Model};
 pub use lingqu_placement::{Placement, WorkerId};
 pub use message::WireFormat;

@@ -4,6 +4,7 @@ use std::io::Write;
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result, bail};
+use lingqu_cluster::read_load;
 use lingqu_model::{ModelConfig, Package};
 use lingqu_plan::{Fleet, Inventory, Plan, Weights, Wire, Workload};
 use lingqu_tensor::Format;
@@ -11,7 +12,7 @@ use serde_json::Value;
 
 use crate::cli::{KvCache, PlanArgs, WireName};
 
-/// Of a configuration or of the nodes; a load of 61 layers of 256 experts takes a tenth of it.
+/// Of a configuration or of the nodes.
 const FILE_BYTES_MAX: u64 = 4 << 20;
 
 pub fn run(args: &PlanArgs) -> Result<()> {
@@ -30,7 +31,7 @@ pub fn run(args: &PlanArgs) -> Result<()> {
             WireName::Int8 => Wire::Int8,
         },
         redundancy: args.redundancy,
-        load: args.load.as_deref().map(load).transpose()?,
+        load: args.load.as_deref().map(read_load).transpose()?,
     };
     let plan = Plan::make(inventory, fleet, workload)?;
     let mut out = std::io::stdout().lock();
@@ -78,13 +79,6 @@ fn config_alone(path: &Path) -> Result<Option<PathBuf>> {
         }
     }
     Ok(Some(config))
-}
-
-fn load(path: &Path) -> Result<Vec<Vec<u64>>> {
-    let parsed: Value = serde_json::from_str(&read(path)?).with_context(|| path.display().to_string())?;
-    let counts = |layer: &Value| layer.as_array()?.iter().map(Value::as_u64).collect::<Option<Vec<u64>>>();
-    let layers = parsed.as_array().and_then(|layers| layers.iter().map(counts).collect());
-    layers.with_context(|| format!("{}: is not a list of lists of counts", path.display()))
 }
 
 fn read(path: &Path) -> Result<String> {
