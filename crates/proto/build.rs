@@ -6,7 +6,8 @@ use std::path::{Path, PathBuf};
 use protox::prost::Message;
 
 /// Files that hold services; what they import comes along.
-const FILES: [&str; 5] = [
+const FILES: [&str; 6] = [
+    "lingqu/v1/cluster.proto",
     "lingqu/v1/inference.proto",
     "lingqu/v1/models.proto",
     "lingqu/v1/tokenizer.proto",

@@ -25,6 +25,14 @@ pub trait Exchange: Send + Sync {
     /// Waits, bounded by the exchange's own deadline, and writes out `[rows, hidden]`. `x` and `routing` are those
     /// of `begin`, unchanged.
     fn finish(&self, pending: PendingExperts, x: View<'_>, routing: &Routing, out: ViewMut<'_>) -> Result<()>;
+
+    /// Whether steps of so many rows are sooner done in two halves, each computed while the other's experts are away.
+    /// The exchange then has two works pending at a time, which are finished in the order in which they began. May
+    /// change from step to step; who answers no for the most rows answers no for good.
+    fn halves(&self, rows: usize) -> bool {
+        let _ = rows;
+        false
+    }
 }
 
 /// All experts live on the model's own device.

@@ -1,16 +1,19 @@
 //! The exchange of a model whose experts live in other processes.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use lingqu_backend::{Backend, BackendError, Buffer, Exchange, PendingExperts, Result, Routing, View, ViewMut};
 use lingqu_fabric::{FRAME_BYTES_MAX, Fabric, FabricError, HEAD_BYTES};
 use lingqu_placement::{Placement, PlacementInput, WorkerId, place};
 
+use crate::balancer::Balancer;
 use crate::config::ClusterConfig;
+use crate::control::ClusterControl;
 use crate::keeper::Keeper;
-use crate::members::{Held, LoadError, Members, Peer, Roster, load};
+use crate::machine::{Machine, System};
+use crate::members::{LoadError, Members, Peer, Roster, is_refusal, load};
 use crate::message::{COMPUTE, FAILED, OUTPUTS, Pair, encode_compute};
 use crate::session::Asked;
 use crate::traffic::Traffic;
@@ -44,6 +47,18 @@ pub struct ClusterExchange {
     device: Arc<dyn Backend>,
     members: Arc<Members>,
     memory: Mutex<Memory>,
+    /// [`ClusterConfig::overlap_rows`]
+    overlap_rows: usize,
+}
+
+/// What an exchange is made of.
+pub(crate) struct Parts<'a> {
+    pub machine: Arc<dyn Machine>,
+    pub config: &'a ClusterConfig,
+    pub fabric: Box<dyn Fabric>,
+    pub device: Arc<dyn Backend>,
+    pub model: &'a Model,
+    pub placement: Placement,
 }
 
 /// Used again from step to step.
@@ -52,9 +67,12 @@ struct Memory {
     outputs: Buffer,
     /// A message on its way.
     message: Vec<u8>,
+    /// Of works that are finished, for the next ones: as many as were ever pending together.
+    spare: Vec<Work>,
 }
 
 /// What one `begin` began.
+#[derive(Default)]
 struct Work {
     layer: usize,
     hidden: usize,
@@ -101,64 +119,61 @@ impl ClusterExchange {
         model: &Model,
         placement: Placement,
     ) -> Result<Self, ClusterError> {
+        Self::on_machine(Parts { machine: Arc::new(System), config, fabric, device, model, placement })
+    }
+
+    pub(crate) fn on_machine(parts: Parts<'_>) -> Result<Self, ClusterError> {
+        let (config, model, device) = (parts.config, parts.model, Arc::clone(&parts.device));
         // All pairs of a step may fall to one worker, and its answer is one message.
-        let pair_bytes = model.hidden * config.wire.value_bytes() + size_of::<Pair>();
+        let pair_bytes =
+            config.wire.back().row_bytes(model.hidden).max(config.wire.row_bytes(model.hidden)) + size_of::<Pair>();
         let bytes = (model.rows_max * model.top_k).saturating_mul(pair_bytes);
         if bytes > FRAME_BYTES_MAX {
             return Err(ClusterError::LongSteps { rows_max: model.rows_max, bytes, bytes_max: FRAME_BYTES_MAX });
         }
         let outputs = device.alloc(model.rows_max * model.top_k, model.hidden)?;
-        let peers = config.workers.iter().map(|worker| Peer {
-            id: WorkerId(worker.id),
-            address: worker.address.clone(),
-            epoch: 0,
-            session: None,
-            held: Held::default(),
-            declines: false,
-            problem: None,
-        });
-        let members = Arc::new(Members {
-            fabric,
-            deadlines: config.deadlines,
-            fingerprint: model.fingerprint,
-            wire: config.wire,
-            placement,
-            adopt: config.placement.adopt,
-            roster: Mutex::new(Roster::new(peers.collect())),
-            changed: Condvar::new(),
-        });
+        let members = Arc::new(Members::new(parts));
         // Ends the keepers if the start fails.
-        let exchange = Self { device, members, memory: Mutex::new(Memory { outputs, message: Vec::new() }) };
+        let overlap_rows = config.overlap_rows;
+        let exchange = Self {
+            device,
+            members,
+            overlap_rows,
+            memory: Mutex::new(Memory { outputs, message: Vec::new(), spare: Vec::new() }),
+        };
         for peer in 0..config.workers.len() {
-            let keeper = Keeper::new(Arc::clone(&exchange.members), peer);
-            let thread = std::thread::Builder::new().name(format!("worker-{}", config.workers[peer].id));
-            thread.spawn(move || keeper.run()).map_err(ClusterError::Thread)?;
+            Keeper::start(Arc::clone(&exchange.members), peer).map_err(ClusterError::Thread)?;
         }
         exchange.await_workers(&config.deadlines)?;
+        Balancer::start(Arc::clone(&exchange.members)).map_err(ClusterError::Thread)?;
         Ok(exchange)
     }
 
     fn await_workers(&self, deadlines: &Deadlines) -> Result<(), ClusterError> {
-        let until = Instant::now() + Duration::from_millis(deadlines.start_ms);
+        let until = self.members.now() + Duration::from_millis(deadlines.start_ms);
         let mut roster = self.members.roster();
         loop {
-            let refused = |p: &FabricError| {
-                matches!(p, FabricError::Refused(_) | FabricError::Unauthenticated | FabricError::Version { .. })
-            };
-            if let Some(peer) = roster.peers.iter_mut().find(|p| p.problem.as_ref().is_some_and(refused)) {
+            let is_refused = |peer: &Peer| peer.problem.as_ref().is_some_and(is_refusal);
+            // One that registers may have done so anew, and will be called as that; and it keeps nobody else out.
+            let registers = |peer: &Peer| peer.incarnation != 0;
+            if let Some(peer) = roster.peers.iter_mut().find(|p| is_refused(p) && !registers(p)) {
                 let problem = peer.problem.take().expect("just seen");
                 return Err(ClusterError::Refused { worker: peer.id, address: peer.address.clone(), problem });
             }
             let missing = roster.peers.iter().filter(|peer| peer.session.is_none()).count();
-            if missing == 0 {
+            let awaited = roster.peers.iter().filter(|peer| peer.session.is_none() && !is_refused(peer)).count();
+            if awaited == 0 && missing < roster.peers.len() {
+                roster.begun = true;
+                self.members.tell(&mut roster); // others take the part of who is refused
                 return Ok(());
             }
-            if Instant::now() >= until {
+            if self.members.now() >= until {
                 return match missing == roster.peers.len() {
                     true => Err(ClusterError::Nobody(roster.problems())),
                     false => {
                         tracing::warn!("begins without {missing} of the workers: {}", roster.problems());
-                        roster.losses += 1;
+                        roster.begun = true;
+                        self.members.tell(&mut roster);
                         Ok(())
                     }
                 };
@@ -167,9 +182,20 @@ impl ClusterExchange {
         }
     }
 
-    /// Who holds what while all workers are there.
-    pub fn placement(&self) -> &Placement {
-        &self.members.placement
+    /// Who is to hold what, by now.
+    pub fn placement(&self) -> Placement {
+        let roster = self.members.roster();
+        self.members.placement_of(roster.peers.iter().map(|peer| (peer.id, &peer.wanted)))
+    }
+
+    /// For whoever changes the cluster or looks at it.
+    pub fn control(&self) -> ClusterControl {
+        ClusterControl(Arc::clone(&self.members))
+    }
+
+    #[cfg(test)]
+    pub(crate) fn members(&self) -> &Members {
+        &self.members
     }
 
     /// What was sent and received so far.
@@ -177,8 +203,8 @@ impl ClusterExchange {
         self.members.roster().traffic
     }
 
-    /// Sends what is to do to workers that hold it, each expert to the one that has least to do yet; what nobody holds
-    /// stays to do.
+    /// Sends what is to do to workers that hold it, each expert to the one that has least to do yet, and had least so
+    /// far; what nobody holds stays to do.
     fn dispatch(&self, roster: &mut Roster, work: &mut Work, message: &mut Vec<u8>) {
         while !work.todo.is_empty() {
             let mut todo: BTreeMap<u32, Vec<u32>> = BTreeMap::new(); // slots by expert
@@ -189,7 +215,7 @@ impl ClusterExchange {
             for (expert, slots) in todo {
                 let has = |p: &Peer| p.session.is_some() && p.held.has(work.layer, expert as usize);
                 let holders = (0..busy.len()).filter(|&peer| has(&roster.peers[peer]));
-                match holders.min_by_key(|&peer| busy[peer].len()) {
+                match holders.min_by_key(|&peer| (busy[peer].len(), roster.peers[peer].pairs)) {
                     Some(peer) => busy[peer].extend(slots),
                     None => work.todo.extend(slots),
                 }
@@ -215,20 +241,23 @@ impl ClusterExchange {
         message.clear();
         encode_compute(work.layer, rows.len(), &pairs, message);
         for &row in &rows {
-            wire.encode(&work.values[row as usize * work.hidden..][..work.hidden], message);
+            wire.encode(work.hidden, &work.values[row as usize * work.hidden..][..work.hidden], message);
         }
-        let row_bytes = (work.hidden * wire.value_bytes()) as u64;
+        let [row_bytes, back_bytes] = [wire, wire.back()].map(|wire| wire.row_bytes(work.hidden));
         roster.traffic += Traffic {
             messages: 1,
             messages_min: 2,
             bytes_sent: (HEAD_BYTES + message.len()) as u64,
-            bytes_min: 2 * rows.len() as u64 * row_bytes,
+            bytes_min: (rows.len() * (row_bytes + back_bytes)) as u64,
             ..Traffic::default()
         };
-        let deadline = Instant::now() + self.members.deadlines.step(slots.len());
+        let deadline = self.members.now() + self.members.deadlines.step(slots.len());
         let session = roster.peers[peer].session.as_mut().expect("only those who are there are asked");
-        match session.ask(COMPUTE, &[message], deadline) {
-            Ok(asked) => work.sent.push(Sent { peer, asked, deadline, slots }),
+        match session.ask(COMPUTE, &[message], slots.len() * back_bytes, deadline) {
+            Ok(asked) => {
+                roster.peers[peer].pairs += slots.len() as u64;
+                work.sent.push(Sent { peer, asked, deadline, slots });
+            }
             Err(problem) => {
                 work.todo.extend(slots);
                 self.members.fence(roster, peer, problem);
@@ -238,17 +267,17 @@ impl ClusterExchange {
 
     /// Takes the answers to what was sent; what did not come is to do again.
     fn collect(&self, roster: &mut Roster, work: &mut Work) {
-        let (wire, hidden) = (self.members.wire, work.hidden);
+        let (back, hidden) = (self.members.wire.back(), work.hidden);
         for Sent { peer, asked, deadline, slots } in std::mem::take(&mut work.sent) {
             let Some(session) = roster.peers[peer].session.as_mut().filter(|session| session.is_own(asked)) else {
                 work.todo.extend(slots); // fenced between begin and finish, and perhaps there again
                 continue;
             };
-            let row_bytes = hidden * wire.value_bytes();
+            let row_bytes = back.row_bytes(hidden);
             let outcome = session.answer(asked, deadline, |kind, message| match kind {
                 OUTPUTS if message.len() == slots.len() * row_bytes => {
                     for (bytes, &slot) in message.chunks_exact(row_bytes).zip(&slots) {
-                        wire.decode(bytes, &mut work.outputs[slot as usize * hidden..][..hidden]);
+                        back.decode(hidden, bytes, &mut work.outputs[slot as usize * hidden..][..hidden]);
                     }
                     Ok(message.len())
                 }
@@ -272,16 +301,18 @@ impl ClusterExchange {
     fn adopt(&self, roster: &mut Roster, work: &Work) -> bool {
         let experts: BTreeSet<usize> = work.todo.iter().map(|&slot| work.experts[slot as usize] as usize).collect();
         let experts: Vec<usize> = experts.into_iter().collect();
-        let can = |peer: &Peer| peer.session.is_some() && !peer.declines;
-        let able: Vec<usize> = (0..roster.peers.len()).filter(|&peer| can(&roster.peers[peer])).collect();
-        if able.is_empty() || !self.members.adopt {
+        let room = |peer: &Peer| if peer.can_load() { self.members.room(peer, work.layer) } else { 0 };
+        let able: Vec<usize> = (0..roster.peers.len()).filter(|&peer| room(&roster.peers[peer]) > 0).collect();
+        if able.is_empty() || !self.members.config.adopt {
             return false;
         }
         for (&peer, part) in able.iter().zip(experts.chunks(experts.len().div_ceil(able.len()))) {
-            let deadline = Instant::now() + Duration::from_millis(self.members.deadlines.load_ms);
+            let deadline = self.members.now() + Duration::from_millis(self.members.deadlines.load_ms);
+            let part = &part[..part.len().min(room(&roster.peers[peer]))];
+            let order = roster.order(work.layer, part);
             let Peer { id, session, held, declines, .. } = &mut roster.peers[peer];
             let Some(session) = session else { continue };
-            match load(session, work.layer, part, deadline) {
+            match load(session, &order, deadline) {
                 Ok(()) => {
                     tracing::warn!("{id} has adopted {} experts of layer {}", part.len(), work.layer);
                     held.add(work.layer, part);
@@ -310,9 +341,9 @@ impl ClusterExchange {
             if !work.sent.is_empty() || self.adopt(&mut roster, work) {
                 continue;
             }
-            let since = *roster.outage_since.get_or_insert_with(Instant::now);
+            let since = *roster.outage_since.get_or_insert_with(|| self.members.now());
             let until = since + Duration::from_millis(self.members.deadlines.recovery_ms);
-            if Instant::now() >= until {
+            if self.members.now() >= until {
                 let missing: BTreeSet<u32> = work.todo.iter().map(|&slot| work.experts[slot as usize]).collect();
                 let problem = format!("nobody has experts {missing:?}: {}", roster.problems());
                 return Err(BackendError::Exchange { layer: work.layer, problem });
@@ -325,28 +356,36 @@ impl ClusterExchange {
 impl Exchange for ClusterExchange {
     fn begin(&self, layer: usize, x: View<'_>, routing: &Routing) -> Result<PendingExperts> {
         let (rows, hidden, top_k) = (x.rows(), x.width(), routing.top_k());
-        let mut values = vec![0.0; rows * hidden];
-        self.device.read(x, &mut values)?;
-        let experts = self.device.read_routing(routing)?.experts;
-        let slots = (rows * top_k) as u32;
-        let outputs = vec![0.0; rows * top_k * hidden];
-        let mut work =
-            Work { layer, hidden, top_k, values, experts, todo: (0..slots).collect(), sent: Vec::new(), outputs };
         let mut memory = self.memory.lock().unwrap_or_else(PoisonError::into_inner);
+        let Memory { message, spare, .. } = &mut *memory;
+        let mut work = spare.pop().unwrap_or_default();
+        (work.layer, work.hidden, work.top_k) = (layer, hidden, top_k);
+        // Values and outputs of a work before are all written over.
+        work.values.resize(rows * hidden, 0.0);
+        work.outputs.resize(rows * top_k * hidden, 0.0);
+        self.device.read(x, &mut work.values)?;
+        work.experts = self.device.read_routing(routing)?.experts;
+        work.todo.extend(0..(rows * top_k) as u32);
         let mut roster = self.members.roster();
-        roster.traffic += Traffic { rows: rows as u64, pairs: u64::from(slots), ..Traffic::default() };
-        self.dispatch(&mut roster, &mut work, &mut memory.message);
+        roster.traffic += Traffic { rows: rows as u64, pairs: work.todo.len() as u64, ..Traffic::default() };
+        roster.load.count(layer, &work.experts);
+        self.dispatch(&mut roster, &mut work, message);
         Ok(PendingExperts(Box::new(work)))
     }
 
     fn finish(&self, pending: PendingExperts, _: View<'_>, routing: &Routing, out: ViewMut<'_>) -> Result<()> {
         let mut work: Work = *pending.0.downcast().expect("a pending of another exchange");
         let mut memory = self.memory.lock().unwrap_or_else(PoisonError::into_inner);
-        let Memory { outputs, message } = &mut *memory;
+        let Memory { outputs, message, spare } = &mut *memory;
         self.bring(&mut work, message)?;
         outputs.set_rows(work.experts.len());
         self.device.write(&work.outputs, outputs.view_mut())?;
+        spare.push(work);
         self.device.combine(outputs.view(), routing, out)
+    }
+
+    fn halves(&self, rows: usize) -> bool {
+        self.overlap_rows > 0 && rows >= self.overlap_rows
     }
 }
 
@@ -361,11 +400,10 @@ impl Drop for ClusterExchange {
 }
 
 /// The cluster as placement sees it.
-fn placement_input(config: &ClusterConfig, model: &Model) -> Result<PlacementInput, ClusterError> {
-    let memory = |gib: Option<f64>| gib.map_or(u64::MAX, |gib| (gib * (1u64 << 30) as f64) as u64);
+pub(crate) fn placement_input(config: &ClusterConfig, model: &Model) -> Result<PlacementInput, ClusterError> {
     let workers = config.workers.iter().map(|w| lingqu_placement::Worker {
         id: WorkerId(w.id),
-        memory_bytes: memory(w.memory_gib),
+        memory_bytes: w.memory_bytes(),
         speed: w.speed,
     });
     Ok(PlacementInput {

@@ -4,8 +4,9 @@
 //! ([`LoadExperts`]), a model sees an [`Exchange`](lingqu_backend::Exchange).
 //!
 //! Start with [`ClusterExchange`], the side of the model, and [`Worker`], the other one; `message.rs` is what they say
-//! to each other. The serving side decides who holds what (`members.rs`, by a [`Placement`]) and tells workers what to
-//! load; workers keep no state but the experts themselves, so that one that comes back, restarted or not, is told anew.
+//! to each other. The serving side decides who is to hold what, by a [`Placement`] at first, then as
+//! [`ClusterControl`] is told, and has workers load and drop until they do (`tasks.rs`, `keeper.rs`); workers keep no
+//! state but the experts themselves, so that one that comes back, restarted or not, is told anew.
 //!
 //! # Same bits
 //! Every pair of a row and an expert is computed as a row of its own and comes back unsummed; the sum is then
@@ -14,28 +15,44 @@
 
 #![forbid(unsafe_code)]
 
+mod balancer;
+mod claims;
 mod config;
+mod control;
 mod exchange;
+mod experts;
 mod keeper;
+mod load;
+mod machine;
 mod members;
 mod message;
 mod pairs;
+mod plan;
 mod session;
 mod shard;
+#[cfg(test)]
+mod simulation;
+mod tasks;
 mod traffic;
+mod wire;
 mod worker;
 
 use lingqu_backend::{BackendError, ExpertWeights};
 use lingqu_fabric::FabricError;
 use thiserror::Error;
 
-pub use config::{ClusterConfig, ConfigError, Deadlines, PlacementConfig, WorkerConfig, read_load};
+pub use config::{
+    ClusterConfig, ConfigError, Deadlines, FabricName, PlacementConfig, TlsConfig, WorkerConfig, read_load,
+};
+pub use control::{
+    ChangeState, ChangeStatus, ClusterControl, ClusterStatus, ControlError, RebalancePlan, WorkerState, WorkerStatus,
+};
 pub use exchange::{ClusterExchange, Model};
-pub use lingqu_placement::{Placement, WorkerId};
-pub use message::WireFormat;
+pub use lingqu_placement::{Move, Placement, RebalanceGoal, Spot, WorkerId};
 pub use pairs::PairExchange;
 pub use shard::Shard;
 pub use traffic::Traffic;
+pub use wire::WireFormat;
 pub use worker::{Identity, Worker};
 
 /// Puts experts of a layer on the worker's backend, in the given order; the error is for the log of the other side.

@@ -1,76 +1,93 @@
 //! Who is there, and who holds what: the serving side's view of its workers.
 
-use std::collections::BTreeMap;
-use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
-use std::time::Instant;
+use std::sync::{Arc, Mutex, MutexGuard};
+use std::time::{Duration, Instant};
 
 use lingqu_fabric::{Fabric, FabricError};
-use lingqu_placement::{Placement, WorkerId};
+use lingqu_placement::WorkerId;
 use thiserror::Error;
 
-use crate::config::Deadlines;
-use crate::message::{FAILED, LOAD, LOADED, WireFormat, encode_load};
+use crate::config::{Deadlines, PlacementConfig, WorkerConfig};
+use crate::exchange::Parts;
+use crate::experts::Held;
+use crate::load::ExpertLoad;
+use crate::machine::{Changes, Machine};
+use crate::message::{FAILED, KEEP, KEPT, LOAD, LOADED, Order};
+use crate::plan::Plan;
 use crate::session::Session;
 use crate::traffic::Traffic;
+use crate::wire::WireFormat;
+use crate::{ChangeStatus, Model};
 
-/// What the step loop and the keepers share.
+/// What the step loop, the keepers and the balancer share.
 pub(crate) struct Members {
+    pub machine: Arc<dyn Machine>,
     pub fabric: Box<dyn Fabric>,
     pub deadlines: Deadlines,
-    pub fingerprint: [u8; 32],
+    pub model: Model,
     pub wire: WireFormat,
-    pub placement: Placement,
-    pub adopt: bool,
+    pub config: PlacementConfig,
+    /// Chosen at the start: by it a worker knows our links.
+    pub server: u64,
     pub roster: Mutex<Roster>,
-    /// Somebody came, went or could not be reached; or all ends.
-    pub changed: Condvar,
+    /// Somebody came, went or could not be reached, holds or is to hold something else; or all ends.
+    pub changed: Changes,
 }
 
 pub(crate) struct Roster {
+    /// A worker keeps its place, also when it leaves.
     pub peers: Vec<Peer>,
     /// What the first worker said of its arithmetic: all must say the same.
     pub arithmetic: Option<String>,
     pub traffic: Traffic,
-    /// Grows whenever experts may have become orphans: whoever has seen it this high need not look for them.
-    pub losses: u64,
+    pub load: ExpertLoad,
+    /// Grows whenever somebody may have something else to load or to drop: whoever has seen it this high has not.
+    pub revision: u64,
     /// Since when experts are missing that nobody has.
     pub outage_since: Option<Instant>,
+    /// Given so far to load or to keep experts.
+    orders: u64,
+    /// The last one, or the one that is under way.
+    pub change: Option<ChangeStatus>,
+    /// For the balancer.
+    pub order: Option<Plan>,
+    /// The start is over: who is not there is missing, and no more merely late.
+    pub begun: bool,
     pub ends: bool,
 }
 
 pub(crate) struct Peer {
     pub id: WorkerId,
     pub address: String,
-    /// Of the last connection, from 1.
+    /// Of its registration, if workers register.
+    pub incarnation: u64,
+    /// What it has for experts.
+    pub memory_bytes: u64,
+    pub speed: f64,
+    /// Of the last connection, from 1; also grows when the worker is to be connected anew.
     pub epoch: u64,
-    /// None: it cannot be asked; its keeper tries to change that.
+    /// None: it cannot be asked; its keeper tries to change that, unless it has left.
     pub session: Option<Session>,
+    /// Rows are sent to it for these.
     pub held: Held,
-    /// It could not load what was not its own; until it is connected anew it is not asked again.
+    /// What it is to hold.
+    pub wanted: Held,
+    /// It could not load something; until it is connected anew it is not asked to load again.
     pub declines: bool,
+    /// It is to hold nothing, so that it can be stopped.
+    pub drains: bool,
+    /// It is not called until it joins again.
+    pub left: bool,
+    /// It gives up experts at the moment, so that it is not asked to load any.
+    pub drops: bool,
+    /// It has no part yet and is to get one.
+    pub is_new: bool,
+    /// How often it was said that it should be called at once.
+    pub summons: u64,
     /// Why it was last fenced or not reached.
     pub problem: Option<FabricError>,
-}
-
-/// Experts that a worker said it has, by layer.
-#[derive(Default)]
-pub(crate) struct Held(BTreeMap<usize, Vec<bool>>);
-
-impl Held {
-    pub fn has(&self, layer: usize, expert: usize) -> bool {
-        self.0.get(&layer).is_some_and(|held| held.get(expert) == Some(&true))
-    }
-
-    pub fn add(&mut self, layer: usize, experts: &[usize]) {
-        let held = self.0.entry(layer).or_default();
-        let len = experts.iter().max().map_or(0, |last| last + 1).max(held.len());
-        held.resize(len, false);
-        experts.iter().for_each(|&expert| held[expert] = true);
-    }
-
-    pub fn count(&self) -> usize {
-        self.0.values().map(|held| held.iter().filter(|is| **is).count()).sum()
-    }
+    /// Rows times experts that it was given, since the start.
+    pub pairs: u64,
 }
 
 /// Why a worker did not load.
@@ -85,46 +102,94 @@ pub(crate) enum LoadError {
 }
 
 impl Members {
+    pub fn new(parts: Parts<'_>) -> Self {
+        let Parts { machine, config, fabric, model, placement, .. } = parts;
+        let mut roster = Roster::new(config.workers.iter().map(Peer::new).collect(), ExpertLoad::new(model));
+        for peer in &mut roster.peers {
+            for (layer, placed) in placement.layers.iter().enumerate() {
+                peer.wanted.add(layer, &placed.experts_of(peer.id));
+            }
+        }
+        Self {
+            fabric,
+            deadlines: config.deadlines,
+            model: model.clone(),
+            wire: config.wire,
+            config: config.placement.clone(),
+            server: any_number(),
+            roster: Mutex::new(roster),
+            changed: Changes::new(Arc::clone(&machine)),
+            machine,
+        }
+    }
+
     pub fn roster(&self) -> MutexGuard<'_, Roster> {
-        self.roster.lock().unwrap_or_else(PoisonError::into_inner)
+        self.changed.lock(&self.roster)
+    }
+
+    pub fn now(&self) -> Instant {
+        self.machine.now()
     }
 
     /// Lets others at the roster until something changes, or until `deadline`.
-    pub fn wait<'a>(&self, roster: MutexGuard<'a, Roster>, deadline: Instant) -> MutexGuard<'a, Roster> {
-        let wait = deadline.saturating_duration_since(Instant::now());
-        self.changed.wait_timeout(roster, wait).unwrap_or_else(PoisonError::into_inner).0
+    pub fn wait<'a>(&'a self, roster: MutexGuard<'a, Roster>, deadline: Instant) -> MutexGuard<'a, Roster> {
+        self.changed.wait(&self.roster, roster, deadline)
     }
 
-    /// The first layer with experts of the placement that nobody holds, and those of them that fall to `peer` among
-    /// the workers that are there.
-    pub fn orphans(&self, roster: &Roster, peer: usize) -> Option<(usize, Vec<usize>)> {
-        let able = |p: &Peer| p.session.is_some() && !p.declines;
-        let all: Vec<usize> = (0..roster.peers.len()).filter(|&p| able(&roster.peers[p])).collect();
-        let rank = all.iter().position(|&p| p == peer)?;
-        let of_layer = |layer: usize, experts: usize| -> Vec<usize> {
-            let is_held = |e: usize| roster.peers.iter().any(|p| p.session.is_some() && p.held.has(layer, e));
-            (0..experts).filter(|&e| e % all.len() == rank && !is_held(e)).collect()
-        };
-        let layers = self.placement.layers.iter().enumerate();
-        layers.map(|(layer, placed)| (layer, of_layer(layer, placed.copies.len()))).find(|(_, part)| !part.is_empty())
+    /// Everybody looks what there is to do.
+    pub fn tell(&self, roster: &mut Roster) {
+        roster.revision += 1;
+        self.changed.notify_all();
     }
 
     /// Asks nothing of a worker any more until it is connected anew, under another epoch.
     pub fn fence(&self, roster: &mut Roster, peer: usize, problem: FabricError) {
         roster.traffic.fenced += 1;
-        roster.losses += 1;
         let peer = &mut roster.peers[peer];
         tracing::warn!("{} at {} is fenced: {problem}", peer.id, peer.address);
-        peer.session = None;
-        peer.held = Held::default();
+        peer.disconnect();
         peer.problem = Some(problem);
-        self.changed.notify_all();
+        self.tell(roster);
+    }
+
+    /// How long a worker may take for any step.
+    pub fn longest_step(&self) -> Duration {
+        self.deadlines.step(self.model.rows_max * self.model.top_k)
+    }
+
+    /// How many more experts of `layer` have room on `peer`.
+    pub fn room(&self, peer: &Peer, layer: usize) -> usize {
+        let expert_bytes = &self.model.expert_bytes;
+        let free = peer.memory_bytes.saturating_sub(peer.held.bytes(expert_bytes));
+        usize::try_from(free / expert_bytes[layer].max(1)).unwrap_or(usize::MAX)
     }
 }
 
 impl Roster {
-    pub fn new(peers: Vec<Peer>) -> Self {
-        Self { peers, arithmetic: None, traffic: Traffic::default(), losses: 0, outage_since: None, ends: false }
+    /// The next order about experts of a layer.
+    pub fn order(&mut self, layer: usize, experts: &[usize]) -> Order {
+        self.orders += 1;
+        Order { number: self.orders, layer, experts: experts.to_vec() }
+    }
+
+    fn new(peers: Vec<Peer>, load: ExpertLoad) -> Self {
+        Self {
+            peers,
+            arithmetic: None,
+            traffic: Traffic::default(),
+            load,
+            revision: 0,
+            outage_since: None,
+            orders: 0,
+            change: None,
+            order: None,
+            begun: false,
+            ends: false,
+        }
+    }
+
+    pub fn find(&self, id: WorkerId) -> Option<usize> {
+        self.peers.iter().position(|peer| peer.id == id)
     }
 
     /// Every worker with what was last wrong with it.
@@ -133,6 +198,7 @@ impl Roster {
             let problem = match (&peer.session, &peer.problem) {
                 (Some(_), _) => "is there".to_owned(),
                 (None, Some(problem)) => problem.to_string(),
+                (None, None) if peer.left => "has left".to_owned(),
                 (None, None) => "has not answered".to_owned(),
             };
             format!("{} at {}: {problem}", peer.id, peer.address)
@@ -141,13 +207,71 @@ impl Roster {
     }
 }
 
+impl Peer {
+    pub fn new(config: &WorkerConfig) -> Self {
+        Self {
+            id: WorkerId(config.id),
+            address: config.address.clone(),
+            incarnation: config.incarnation,
+            memory_bytes: config.memory_bytes(),
+            speed: config.speed,
+            epoch: 0,
+            session: None,
+            held: Held::default(),
+            wanted: Held::default(),
+            declines: false,
+            drains: false,
+            left: false,
+            drops: false,
+            is_new: false,
+            summons: 0,
+            problem: None,
+            pairs: 0,
+        }
+    }
+
+    pub fn is_there(&self) -> bool {
+        self.session.is_some()
+    }
+
+    /// Whether experts may be given to it.
+    pub fn can_load(&self) -> bool {
+        self.is_there() && !self.declines && !self.drains && !self.drops
+    }
+
+    pub fn disconnect(&mut self) {
+        self.session = None;
+        self.held = Held::default();
+    }
+}
+
+/// Whether a worker that cannot be used will not be better for waiting.
+pub(crate) fn is_refusal(problem: &FabricError) -> bool {
+    problem.is_verdict()
+}
+
 /// Has a worker load experts of one layer.
-pub(crate) fn load(session: &mut Session, layer: usize, experts: &[usize], deadline: Instant) -> Result<(), LoadError> {
-    let asked = session.ask(LOAD, &[&encode_load(layer, experts)], deadline)?;
+pub(crate) fn load(session: &mut Session, order: &Order, deadline: Instant) -> Result<(), LoadError> {
+    ask(session, (LOAD, LOADED), order, deadline)
+}
+
+/// Has a worker forget all experts of one layer but these, as far as no other server wants them.
+pub(crate) fn keep(session: &mut Session, order: &Order, deadline: Instant) -> Result<(), LoadError> {
+    ask(session, (KEEP, KEPT), order, deadline)
+}
+
+fn ask(session: &mut Session, (kind, expected): (u16, u16), order: &Order, deadline: Instant) -> Result<(), LoadError> {
+    let asked = session.ask(kind, &[&order.encode()], 0, deadline)?;
     let read = |kind: u16, message: &[u8]| match kind {
-        LOADED => Ok(()),
         FAILED => Err(LoadError::Declined(String::from_utf8_lossy(message).into_owned())),
-        _ => Err(LoadError::Link(FabricError::Corrupt("no answer to a load"))),
+        kind if kind == expected => Ok(()),
+        _ => Err(LoadError::Link(FabricError::Corrupt("an answer of another kind"))),
     };
     session.answer(asked, deadline, read)?
+}
+
+/// Another one in every process, as good as certainly; no secret.
+fn any_number() -> u64 {
+    use std::hash::{BuildHasher, Hasher, RandomState};
+    RandomState::new().build_hasher().finish()
 }

@@ -4,16 +4,17 @@
 //! serve            worker
 //! greeting      -> answer, or a refusal
 //! LOAD          -> LOADED | FAILED     experts of one layer, to be held from now on
+//! KEEP          -> KEPT | FAILED       experts of one layer; others of it that no server wants may be forgotten
 //! COMPUTE       -> OUTPUTS | FAILED    rows, and which expert each of them meets
 //! PING          -> PONG
 //! ```
 
-use half::bf16;
 use lingqu_fabric::FRAME_BYTES_MAX;
-use serde::Deserialize;
+
+use crate::WireFormat;
 
 /// Of what is said here; the fabric has its own.
-const VERSION: u32 = 1;
+const VERSION: u32 = 2;
 
 pub(crate) const LOAD: u16 = 1;
 pub(crate) const LOADED: u16 = 2;
@@ -23,64 +24,18 @@ pub(crate) const PING: u16 = 5;
 pub(crate) const PONG: u16 = 6;
 /// The message is text, for the log.
 pub(crate) const FAILED: u16 = 7;
-
-/// How activations cross, both ways.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize)]
-#[serde(rename_all = "lowercase")]
-pub enum WireFormat {
-    /// As they are.
-    #[default]
-    F32,
-    /// Rounded to the nearest, ties to even. Half the bytes; [`PairExchange`](crate::PairExchange) rounds alike in one
-    /// process.
-    Bf16,
-}
-
-impl WireFormat {
-    pub fn value_bytes(self) -> usize {
-        match self {
-            Self::F32 => 4,
-            Self::Bf16 => 2,
-        }
-    }
-
-    pub(crate) fn encode(self, values: &[f32], out: &mut Vec<u8>) {
-        match self {
-            Self::F32 => out.extend(values.iter().flat_map(|v| v.to_le_bytes())),
-            Self::Bf16 => out.extend(values.iter().flat_map(|v| bf16::from_f32(*v).to_le_bytes())),
-        }
-    }
-
-    /// `bytes` are `out.len()` values.
-    pub(crate) fn decode(self, bytes: &[u8], out: &mut [f32]) {
-        debug_assert_eq!(bytes.len(), out.len() * self.value_bytes());
-        match self {
-            Self::F32 => {
-                for (b, v) in bytes.chunks_exact(4).zip(out) {
-                    *v = f32::from_le_bytes(b.try_into().expect("4 bytes"));
-                }
-            }
-            Self::Bf16 => {
-                for (b, v) in bytes.chunks_exact(2).zip(out) {
-                    *v = bf16::from_le_bytes(b.try_into().expect("2 bytes")).to_f32();
-                }
-            }
-        }
-    }
-
-    /// What values are once they have crossed.
-    pub(crate) fn round(self, values: &mut [f32]) {
-        if self == Self::Bf16 {
-            values.iter_mut().for_each(|v| *v = bf16::from_f32(*v).to_f32());
-        }
-    }
-}
+pub(crate) const KEEP: u16 = 8;
+pub(crate) const KEPT: u16 = 9;
 
 /// Who calls whom, about what.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct Greeting {
     pub worker: u32,
     pub wire: WireFormat,
+    /// Of the registration that is meant; 0 where workers do not register.
+    pub incarnation: u64,
+    /// Any number that the server keeps as long as it lives: its links belong together.
+    pub server: u64,
     /// Of the checkpoint.
     pub fingerprint: [u8; 32],
 }
@@ -91,6 +46,8 @@ impl Greeting {
         for number in [VERSION, self.worker, self.wire as u32] {
             bytes.extend(number.to_le_bytes());
         }
+        bytes.extend(self.incarnation.to_le_bytes());
+        bytes.extend(self.server.to_le_bytes());
         bytes.extend(self.fingerprint);
         bytes
     }
@@ -104,8 +61,10 @@ impl Greeting {
         }
         let mut rest = || {
             let (worker, wire) = (reader.number()?, reader.number()?);
-            let wire = [WireFormat::F32, WireFormat::Bf16].into_iter().find(|w| *w as u32 == wire)?;
-            Some(Self { worker, wire, fingerprint: reader.0.try_into().ok()? })
+            let wire = WireFormat::ALL.into_iter().find(|w| *w as u32 == wire)?;
+            let mut long = || Some(u64::from_le_bytes(reader.take(8)?.try_into().expect("8 bytes")));
+            let (incarnation, server) = (long()?, long()?);
+            Some(Self { worker, wire, incarnation, server, fingerprint: reader.0.try_into().ok()? })
         };
         rest().ok_or_else(|| "a greeting of another form".to_owned())
     }
@@ -120,17 +79,32 @@ pub struct Pair {
     pub expert: u32,
 }
 
-/// LOAD and the head of COMPUTE: layer, count, then numbers.
-pub(crate) fn encode_load(layer: usize, experts: &[usize]) -> Vec<u8> {
-    let numbers = [layer, experts.len()].into_iter().chain(experts.iter().copied());
-    numbers.flat_map(|n| (n as u32).to_le_bytes()).collect()
+/// What LOAD and KEEP say.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct Order {
+    /// Grows with each of a server: over two links a later one may come first.
+    pub number: u64,
+    pub layer: usize,
+    pub experts: Vec<usize>,
 }
 
-pub(crate) fn decode_load(bytes: &[u8]) -> Option<(usize, Vec<usize>)> {
-    let mut reader = Reader(bytes);
-    let (layer, count) = (reader.number()?, reader.number()? as usize);
-    let experts = reader.take(count.checked_mul(4)?)?;
-    reader.0.is_empty().then(|| (layer as usize, numbers(experts).map(|e| e as usize).collect()))
+impl Order {
+    /// Number, layer, count, then experts.
+    pub fn encode(&self) -> Vec<u8> {
+        let mut bytes = self.number.to_le_bytes().to_vec();
+        let numbers = [self.layer, self.experts.len()].into_iter().chain(self.experts.iter().copied());
+        bytes.extend(numbers.flat_map(|n| (n as u32).to_le_bytes()));
+        bytes
+    }
+
+    pub fn decode(bytes: &[u8]) -> Option<Self> {
+        let mut reader = Reader(bytes);
+        let number = u64::from_le_bytes(reader.take(8)?.try_into().expect("8 bytes"));
+        let (layer, count) = (reader.number()? as usize, reader.number()? as usize);
+        let experts = reader.take(count.checked_mul(4)?)?;
+        let experts = numbers(experts).map(|e| e as usize).collect();
+        reader.0.is_empty().then_some(Self { number, layer, experts })
+    }
 }
 
 /// Everything of COMPUTE but the rows themselves, which follow.
@@ -153,9 +127,9 @@ pub(crate) fn decode_compute(bytes: &[u8], hidden: usize, wire: WireFormat) -> O
     let [layer, rows, count] = [reader.number()?, reader.number()?, reader.number()?];
     let pairs = numbers(reader.take((count as usize).checked_mul(8)?)?).collect::<Vec<u32>>();
     let pairs: Vec<Pair> = pairs.chunks_exact(2).map(|p| Pair { row: p[0], expert: p[1] }).collect();
-    let row_bytes = hidden * wire.value_bytes();
-    let is_sound = reader.0.len() == (rows as usize).checked_mul(row_bytes)? && pairs.iter().all(|p| p.row < rows);
-    let fits_a_reply = pairs.len().checked_mul(row_bytes)? <= FRAME_BYTES_MAX;
+    let is_whole = reader.0.len() == (rows as usize).checked_mul(wire.row_bytes(hidden))?;
+    let is_sound = is_whole && pairs.iter().all(|p| p.row < rows);
+    let fits_a_reply = pairs.len().checked_mul(wire.back().row_bytes(hidden))? <= FRAME_BYTES_MAX;
     (is_sound && fits_a_reply).then_some(Compute { layer: layer as usize, pairs, values: reader.0 })
 }
 
@@ -183,39 +157,25 @@ mod tests {
 
     #[test]
     fn messages_come_back_as_they_were_and_no_part_of_them_passes() {
-        let greeting = Greeting { worker: 3, wire: WireFormat::Bf16, fingerprint: [7; 32] };
+        let greeting =
+            Greeting { worker: 3, wire: WireFormat::Bf16, incarnation: 1 << 33, server: 1 << 40, fingerprint: [7; 32] };
         let bytes = greeting.encode();
         assert_eq!(Greeting::decode(&bytes), Ok(greeting));
-        let load = encode_load(4, &[9, 2, 5]);
-        assert_eq!(decode_load(&load), Some((4, vec![9, 2, 5])));
+        let order = Order { number: 7 << 40, layer: 4, experts: vec![9, 2, 5] };
+        let load = order.encode();
+        assert_eq!(Order::decode(&load), Some(order));
         let pairs = [Pair { row: 0, expert: 200 }, Pair { row: 1, expert: 3 }, Pair { row: 0, expert: 3 }];
         let mut compute = Vec::new();
         encode_compute(5, 2, &pairs, &mut compute);
-        WireFormat::F32.encode(&[1.0, -2.0, 3.5, 0.0], &mut compute);
+        WireFormat::F32.encode(2, &[1.0, -2.0, 3.5, 0.0], &mut compute);
         let sound = decode_compute(&compute, 2, WireFormat::F32).expect("sound");
         assert_eq!((sound.layer, sound.pairs.as_slice(), sound.values.len()), (5, &pairs[..], 16));
         for end in 0..compute.len() {
             assert!(decode_compute(&compute[..end], 2, WireFormat::F32).is_none(), "{end} bytes");
         }
-        (0..load.len()).for_each(|end| assert!(decode_load(&load[..end]).is_none(), "{end} bytes"));
+        (0..load.len()).for_each(|end| assert!(Order::decode(&load[..end]).is_none(), "{end} bytes"));
         (0..bytes.len()).for_each(|end| assert!(Greeting::decode(&bytes[..end]).is_err(), "{end} bytes"));
         compute[12] = 2; // the first pair's row, of two
         assert!(decode_compute(&compute, 2, WireFormat::F32).is_none());
-    }
-
-    #[test]
-    fn crossing_is_rounding() {
-        let values = [1.0, -0.0, 1.0 + 1.0 / 256.0, 1e-40, f32::MAX, f32::NEG_INFINITY];
-        for wire in [WireFormat::F32, WireFormat::Bf16] {
-            let (mut bytes, mut crossed, mut rounded) = (Vec::new(), values, values);
-            wire.encode(&values, &mut bytes);
-            assert_eq!(bytes.len(), values.len() * wire.value_bytes());
-            wire.decode(&bytes, &mut crossed);
-            wire.round(&mut rounded);
-            assert_eq!(crossed.map(f32::to_bits), rounded.map(f32::to_bits), "{wire:?}");
-        }
-        let mut crossed = [0.0];
-        WireFormat::F32.decode(&0.1f32.to_le_bytes(), &mut crossed);
-        assert_eq!(crossed, [0.1]);
     }
 }

@@ -5,8 +5,8 @@ use std::sync::{Arc, Mutex, PoisonError};
 
 use lingqu_backend::{Backend, BackendError, Buffer, Exchange, PendingExperts, Result, Routing, View, ViewMut};
 
-use crate::message::{Pair, WireFormat};
-use crate::{ClusterError, Model, Shard};
+use crate::message::Pair;
+use crate::{ClusterError, Model, Shard, WireFormat};
 
 /// A cluster of one, without a network.
 pub struct PairExchange {
@@ -40,13 +40,13 @@ impl Exchange for PairExchange {
         let (rows, hidden, top_k) = (x.rows(), x.width(), routing.top_k());
         let mut values = vec![0.0; rows * hidden];
         self.device.read(x, &mut values)?;
-        self.wire.round(&mut values);
+        self.wire.round(hidden, &mut values);
         let experts = self.device.read_routing(routing)?.experts;
         let pairs = experts.iter().zip(0..).map(|(&expert, slot)| Pair { row: slot / top_k as u32, expert });
         let mut y = vec![0.0; rows * top_k * hidden];
         let problem = |e: crate::shard::ShardError| BackendError::Exchange { layer, problem: e.to_string() };
         self.shard.compute(layer, &pairs.collect::<Vec<_>>(), &values, &mut y).map_err(problem)?;
-        self.wire.round(&mut y);
+        self.wire.back().round(hidden, &mut y);
         let mut outputs = self.outputs.lock().unwrap_or_else(PoisonError::into_inner);
         outputs.set_rows(rows * top_k);
         self.device.write(&y, outputs.view_mut())?;

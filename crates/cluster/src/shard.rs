@@ -1,6 +1,6 @@
 //! The experts that a process holds, and their work on pairs.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use lingqu_backend::{Backend, BackendError, Buffer, ExpertWeights, HostRouting, Routing};
@@ -35,10 +35,11 @@ pub struct Shard {
 
 #[derive(Default)]
 struct Layer {
-    /// Experts that were loaded together.
-    groups: Vec<Arc<ExpertWeights>>,
+    /// Experts that were loaded together; a number is not used again.
+    groups: BTreeMap<usize, Arc<ExpertWeights>>,
     /// Group and place in it, by expert.
     places: BTreeMap<u32, (usize, u32)>,
+    next_group: usize,
 }
 
 /// Buffers of one piece of work.
@@ -78,6 +79,11 @@ impl Shard {
         lock(&self.held).values().map(|layer| layer.places.len()).sum()
     }
 
+    /// Bytes of weights on the backend, also of experts that were given up but share their memory with others.
+    pub fn bytes(&self) -> usize {
+        lock(&self.held).values().flat_map(|layer| layer.groups.values()).map(|group| group.bytes).sum()
+    }
+
     /// Holds `experts` of `layer` from now on. Those that are held already cost nothing; work on others goes on.
     pub(crate) fn load(&self, layer: usize, experts: &[usize]) -> Result<(), ShardError> {
         let _alone = lock(&self.loading);
@@ -90,10 +96,28 @@ impl Shard {
         }
         let weights = (self.load)(layer, &missing).map_err(|problem| ShardError::Load { layer, problem })?;
         let mut held = lock(&self.held);
-        let layer = held.entry(layer).or_default();
-        let group = layer.groups.len();
-        layer.groups.push(Arc::new(weights));
-        layer.places.extend(missing.iter().zip(0..).map(|(&expert, local)| (expert as u32, (group, local))));
+        held.entry(layer).or_default().add(weights, &missing);
+        Ok(())
+    }
+
+    /// Forgets the experts of `layer` that are not in `wanted`; work on others goes on. Nothing is loaded between the
+    /// question what is wanted and the forgetting.
+    ///
+    /// Experts that were loaded together share their memory: what is left of such a group is loaded once more, and the
+    /// old group freed when nobody computes with it any more. So a layer's part of this process is here twice for that
+    /// moment, and is read again. Where that cannot be done the memory stays until the rest of the group goes too.
+    pub(crate) fn keep(&self, layer: usize, wanted: impl FnOnce() -> BTreeSet<usize>) -> Result<(), ShardError> {
+        let _alone = lock(&self.loading);
+        let wanted = wanted();
+        let rest = match lock(&self.held).get_mut(&layer) {
+            Some(held) => held.forget(&wanted),
+            None => return Ok(()),
+        };
+        if rest.is_empty() {
+            return Ok(());
+        }
+        let weights = (self.load)(layer, &rest).map_err(|problem| ShardError::Load { layer, problem })?;
+        lock(&self.held).entry(layer).or_default().add(weights, &rest);
         Ok(())
     }
 
@@ -118,7 +142,7 @@ impl Shard {
             let &(group, local) = place.ok_or_else(|| missing(pair))?;
             groups.entry(group).or_default().push(Placed { local, number });
         }
-        let weights = |group: usize| Arc::clone(&held[&layer].groups[group]);
+        let weights = |group: usize| Arc::clone(&held[&layer].groups[&group]);
         let sorted = |mut work: Vec<Placed>| {
             work.sort_unstable();
             work
@@ -142,6 +166,31 @@ struct Placed {
 impl Layer {
     fn has(&self, expert: usize) -> bool {
         u32::try_from(expert).is_ok_and(|expert| self.places.contains_key(&expert))
+    }
+
+    /// `weights` are those of `experts`, from now on. What they were in before is freed if nothing else is in it.
+    fn add(&mut self, weights: ExpertWeights, experts: &[usize]) {
+        let group = self.next_group;
+        self.next_group += 1;
+        self.groups.insert(group, Arc::new(weights));
+        self.places.extend(experts.iter().zip(0..).map(|(&expert, local)| (expert as u32, (group, local))));
+        self.free_groups();
+    }
+
+    /// Returns what is still held in groups that lost others: it keeps their memory.
+    fn forget(&mut self, wanted: &BTreeSet<usize>) -> Vec<usize> {
+        let is_wanted = |expert: u32| wanted.contains(&(expert as usize));
+        let gone = self.places.iter().filter(|(expert, _)| !is_wanted(**expert));
+        let torn: BTreeSet<usize> = gone.map(|(_, &(group, _))| group).collect();
+        self.places.retain(|&expert, _| is_wanted(expert));
+        self.free_groups();
+        let rest = self.places.iter().filter(|(_, (group, _))| torn.contains(group));
+        rest.map(|(&expert, _)| expert as usize).collect()
+    }
+
+    fn free_groups(&mut self) {
+        let used: BTreeSet<usize> = self.places.values().map(|&(group, _)| group).collect();
+        self.groups.retain(|group, _| used.contains(group));
     }
 }
 

@@ -23,6 +23,10 @@ pub struct Traffic {
     pub fenced: u64,
     /// Experts that were loaded by others than the placement says.
     pub adopted: u64,
+    /// Experts that workers loaded because the placement has changed.
+    pub moved: u64,
+    /// Experts that workers gave up, because others have them.
+    pub dropped: u64,
 }
 
 impl AddAssign for Traffic {
@@ -36,5 +40,7 @@ impl AddAssign for Traffic {
         self.bytes_min += more.bytes_min;
         self.fenced += more.fenced;
         self.adopted += more.adopted;
+        self.moved += more.moved;
+        self.dropped += more.dropped;
     }
 }

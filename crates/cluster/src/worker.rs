@@ -1,14 +1,16 @@
 //! A process that holds experts and works for whoever proves the cluster's secret and serves the same checkpoint.
 
 use std::convert::Infallible;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
-use std::time::{Duration, Instant};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
 
 use lingqu_fabric::{Caller, FRAME_BYTES_MAX, FabricError, Link, Listener, Tag};
 
-use crate::message::{self, COMPUTE, Compute, FAILED, Greeting, LOAD, LOADED, OUTPUTS, PING, PONG, WireFormat};
-use crate::{Shard, WorkerId};
+use crate::claims::Claims;
+use crate::machine::{Machine, System};
+use crate::message::{self, COMPUTE, Compute, FAILED, Greeting, KEEP, KEPT, LOAD, LOADED, OUTPUTS, Order, PING, PONG};
+use crate::{Shard, WireFormat, WorkerId};
 
 /// Links, and callers on their way to become one, at once: one more is hung up on.
 const CALLERS_MAX: usize = 16;
@@ -31,9 +33,21 @@ pub struct Identity {
 
 /// Serves links, each on a thread of its own.
 pub struct Worker {
+    machine: Arc<dyn Machine>,
     shard: Shard,
     identity: Identity,
     callers: AtomicUsize,
+    claims: Mutex<Claims>,
+    standing: Mutex<Standing>,
+}
+
+/// As what a worker answers.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+struct Standing {
+    /// Callers must mean this one; none is answered without.
+    incarnation: Option<u64>,
+    /// A link that was admitted before the last one is answered no more.
+    fences: u64,
 }
 
 /// Counts a caller as long as it lives.
@@ -47,12 +61,39 @@ impl Drop for Place {
 
 impl Worker {
     pub fn new(shard: Shard, identity: Identity) -> Arc<Self> {
-        Arc::new(Self { shard, identity, callers: AtomicUsize::new(0) })
+        Self::on_machine(Arc::new(System), shard, identity)
+    }
+
+    pub(crate) fn on_machine(machine: Arc<dyn Machine>, shard: Shard, identity: Identity) -> Arc<Self> {
+        let standing = Mutex::new(Standing { incarnation: Some(0), fences: 0 });
+        let (callers, claims) = (AtomicUsize::new(0), Mutex::default());
+        Arc::new(Self { machine, shard, identity, callers, claims, standing })
+    }
+
+    /// Answers nobody from now on, on no link, until [`Worker::admit_as`]: others take it for gone. Each link ends
+    /// with the next message on it.
+    pub fn fence(&self) {
+        let mut standing = self.standing();
+        (standing.incarnation, standing.fences) = (None, standing.fences + 1);
+    }
+
+    /// Answers those who mean the worker that registered as `incarnation`. Unless told otherwise that is 0.
+    pub fn admit_as(&self, incarnation: u64) {
+        self.standing().incarnation = Some(incarnation);
+    }
+
+    fn standing(&self) -> MutexGuard<'_, Standing> {
+        self.standing.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Experts held, of all layers.
     pub fn experts(&self) -> usize {
         self.shard.experts()
+    }
+
+    /// Bytes of their weights.
+    pub fn bytes(&self) -> usize {
+        self.shard.bytes()
     }
 
     /// Takes calls until the process ends, or until no call can be taken any more.
@@ -72,20 +113,25 @@ impl Worker {
             }
             let run = move || {
                 let worker = &place.0;
-                let Err(error) = worker.admit(caller).and_then(|(mut link, wire)| worker.answer(&mut *link, wire));
+                let Err(error) = worker.admit(caller).and_then(|admitted| worker.answer(admitted));
                 match error {
                     FabricError::Closed => tracing::info!(from, "the link was closed"),
                     error => tracing::warn!(from, "the link ends: {error}"),
                 }
             };
-            if let Err(error) = std::thread::Builder::new().name("link".into()).spawn(run) {
+            if let Err(error) = self.machine.spawn("link".into(), Box::new(run)) {
                 tracing::warn!("hung up on a caller: cannot start a thread: {error}");
             }
         }
     }
 
-    fn admit(&self, caller: Box<dyn Caller>) -> Result<(Box<dyn Link>, WireFormat), FabricError> {
-        let mut wire = WireFormat::F32;
+    fn claims(&self) -> MutexGuard<'_, Claims> {
+        self.claims.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn admit(&self, caller: Box<dyn Caller>) -> Result<Admitted, FabricError> {
+        let (mut wire, mut server) = (WireFormat::F32, 0);
+        let standing = *self.standing();
         let mut judge = |greeting: &[u8]| {
             let greeting = Greeting::decode(greeting)?;
             let ours = &self.identity;
@@ -96,19 +142,28 @@ impl Worker {
                 let [theirs, ours] = [&greeting.fingerprint, &ours.fingerprint].map(|f| hex(&f[..8]));
                 return Err(format!("another checkpoint: {ours}… here, {theirs}… there"));
             }
-            wire = greeting.wire;
+            match standing.incarnation {
+                Some(own) if own == greeting.incarnation => {}
+                Some(own) => {
+                    return Err(format!("this is {} as incarnation {own}, not {}", ours.id, greeting.incarnation));
+                }
+                None => return Err(format!("{} is not registered at the moment", ours.id)),
+            }
+            (wire, server) = (greeting.wire, greeting.server);
             Ok(ours.arithmetic.as_bytes().to_vec())
         };
-        let link = caller.admit(&mut judge, Instant::now() + ADMIT)?;
-        Ok((link, wire))
+        let link = caller.admit(&mut judge, self.machine.now() + ADMIT)?;
+        Ok(Admitted { link, wire, server, standing })
     }
 
     /// Answers messages, one after the other, until the link fails.
-    fn answer(&self, link: &mut dyn Link, wire: WireFormat) -> Result<Infallible, FabricError> {
+    fn answer(&self, Admitted { mut link, wire, server, standing }: Admitted) -> Result<Infallible, FabricError> {
         let mut work = Buffers::default();
+        let _visit = Visit::new(self, server);
         loop {
-            let (tag, message) = link.receive(FRAME_BYTES_MAX, Instant::now() + SILENCE)?;
-            let kind = match self.respond(tag.kind, message, wire, &mut work) {
+            let (tag, message) = link.receive(FRAME_BYTES_MAX, self.machine.now() + SILENCE)?;
+            self.must_be(standing)?;
+            let kind = match self.respond(tag.kind, message, (server, wire), &mut work) {
                 Ok(kind) => kind,
                 Err(problem) => {
                     tracing::warn!("a message could not be served: {problem}");
@@ -117,34 +172,77 @@ impl Worker {
                     FAILED
                 }
             };
-            link.send(Tag { kind, ..tag }, &[&work.reply], Instant::now() + SEND)?;
+            self.must_be(standing)?;
+            link.send(Tag { kind, ..tag }, &[&work.reply], self.machine.now() + SEND)?;
         }
     }
 
+    /// Ends a link that was admitted before the worker was fenced.
+    fn must_be(&self, standing: Standing) -> Result<(), FabricError> {
+        if *self.standing() == standing { Ok(()) } else { Err(FabricError::Closed) }
+    }
+
     /// Writes the reply and gives its kind; the error is for the other side's log.
-    fn respond(&self, kind: u16, message: &[u8], wire: WireFormat, work: &mut Buffers) -> Result<u16, String> {
+    fn respond(
+        &self,
+        kind: u16,
+        message: &[u8],
+        (server, wire): (u64, WireFormat),
+        work: &mut Buffers,
+    ) -> Result<u16, String> {
         work.reply.clear();
         let malformed = || format!("a message of kind {kind} with {} bytes of another form", message.len());
         match kind {
             PING => Ok(PONG),
             LOAD => {
-                let (layer, experts) = message::decode_load(message).ok_or_else(malformed)?;
-                self.shard.load(layer, &experts).map_err(|e| e.to_string())?;
+                let order = Order::decode(message).ok_or_else(malformed)?;
+                self.claims().add(server, &order); // before they are there: nobody is to forget them then
+                self.shard.load(order.layer, &order.experts).map_err(|e| e.to_string())?;
                 Ok(LOADED)
+            }
+            KEEP => {
+                let order = Order::decode(message).ok_or_else(malformed)?;
+                let wanted = || self.claims().set(server, &order);
+                self.shard.keep(order.layer, wanted).map_err(|e| e.to_string())?;
+                Ok(KEPT)
             }
             COMPUTE => {
                 let hidden = self.shard.hidden();
                 let asked = message::decode_compute(message, hidden, wire).ok_or_else(malformed)?;
                 let Compute { layer, pairs, values } = asked;
-                work.x.resize(values.len() / wire.value_bytes(), 0.0);
+                work.x.resize(values.len() / wire.row_bytes(hidden) * hidden, 0.0);
                 work.y.resize(pairs.len() * hidden, 0.0);
-                wire.decode(values, &mut work.x);
+                wire.decode(hidden, values, &mut work.x);
                 self.shard.compute(layer, &pairs, &work.x, &mut work.y).map_err(|e| e.to_string())?;
-                wire.encode(&work.y, &mut work.reply);
+                wire.back().encode(hidden, &work.y, &mut work.reply);
                 Ok(OUTPUTS)
             }
             kind => Err(format!("messages of kind {kind} are not known")),
         }
+    }
+}
+
+/// A caller who belongs here.
+struct Admitted {
+    link: Box<dyn Link>,
+    wire: WireFormat,
+    server: u64,
+    standing: Standing,
+}
+
+/// Counts a server's link as long as it lives.
+struct Visit<'a>(&'a Worker, u64);
+
+impl<'a> Visit<'a> {
+    fn new(worker: &'a Worker, server: u64) -> Self {
+        worker.claims().enter(server);
+        Self(worker, server)
+    }
+}
+
+impl Drop for Visit<'_> {
+    fn drop(&mut self) {
+        self.0.claims().exit(self.1);
     }
 }
 

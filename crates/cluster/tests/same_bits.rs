@@ -82,7 +82,25 @@ fn any_placement_gives_the_bits_of_one_process() {
     }
 }
 
-/// A wire of 16 bits rounds; one process that rounds alike has the same bits.
+/// Steps in two halves, of rows that want logits and rows that do not.
+#[test]
+fn halves_have_the_bits_of_one_process() {
+    let backend = cpu(None);
+    for model in &MODELS[..3] {
+        let package = package(model);
+        let expected = (run(&package, &backend, Experts::Here), mixed(&package, &backend, Experts::Here));
+        for workers in [1, 3] {
+            let mut config = config(&start_workers(&package, &backend, workers), 0.5);
+            config.overlap_rows = 2;
+            let exchange = start(&config, &package, &backend).expect("a cluster");
+            let found = (run(&package, &backend, behind(&exchange)), mixed(&package, &backend, behind(&exchange)));
+            assert!(found == expected, "{model}, {workers} workers");
+            assert_eq!(exchange.traffic().fenced, 0, "{model}, {workers} workers");
+        }
+    }
+}
+
+/// A wire of few bits rounds; one process that rounds alike has the same bits.
 #[test]
 fn a_narrow_wire_has_the_bits_of_one_process_that_rounds_alike() {
     let (package, backend) = (package("default"), cpu(None));
@@ -95,12 +113,14 @@ fn a_narrow_wire_has_the_bits_of_one_process_that_rounds_alike() {
         )
     };
     assert!(run(&package, &backend, Experts::Behind(alone(WireFormat::F32))) == exact);
-    let rounded = run(&package, &backend, Experts::Behind(alone(WireFormat::Bf16)));
-    assert!(rounded != exact, "rounding is seen");
-    let mut narrow = config(&start_workers(&package, &backend, 2), 0.0);
-    narrow.wire = WireFormat::Bf16;
-    let exchange = start(&narrow, &package, &backend).expect("a cluster");
-    assert!(run(&package, &backend, behind(&exchange)) == rounded);
+    for wire in [WireFormat::Bf16, WireFormat::Int8] {
+        let rounded = run(&package, &backend, Experts::Behind(alone(wire)));
+        assert!(rounded != exact, "rounding by {wire:?} is seen");
+        let mut narrow = config(&start_workers(&package, &backend, 2), 0.0);
+        narrow.wire = wire;
+        let exchange = start(&narrow, &package, &backend).expect("a cluster");
+        assert!(run(&package, &backend, behind(&exchange)) == rounded, "{wire:?}");
+    }
 }
 
 #[test]

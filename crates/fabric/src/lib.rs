@@ -1,8 +1,9 @@
 //! Messages between the processes of a cluster: framed, checksummed, authenticated, each with a deadline.
 //!
 //! Must not know: what a message says, experts, models. Start with [`Fabric`], the seam: whoever sends knows addresses
-//! and links, not sockets. [`TcpFabric`] is the plain way, without any service; `frame.rs` has the bytes on the wire,
-//! `handshake.rs` how two processes prove that they hold the same secret before either says anything else.
+//! and links, not sockets. [`TcpFabric`] is the plain way, without any service, `tls.rs` what encrypts it; `frame.rs`
+//! has the bytes on the wire, `handshake.rs` how two processes prove that they hold the same secret before either says
+//! anything else. Another fabric brings a [`Pipe`] and passes [`conformance`].
 //!
 //! # Contract
 //! - No call waits beyond its deadline, whatever the peer does: also one that sends a byte now and then.
@@ -11,20 +12,25 @@
 
 #![forbid(unsafe_code)]
 
+pub mod conformance;
 mod error;
 mod frame;
 mod handshake;
 mod hmac;
+mod pipe;
 mod secret;
 mod tcp;
+mod tls;
 
 use std::time::Instant;
 
 pub use error::FabricError;
 pub use frame::{FRAME_BYTES_MAX, HEAD_BYTES, KIND_MAX, Tag};
 pub use handshake::GREETING_BYTES_MAX;
+pub use pipe::{Pipe, admit, join};
 pub use secret::Secret;
 pub use tcp::TcpFabric;
+pub use tls::{CertificateFiles, Certificates};
 
 pub type Result<T, E = FabricError> = std::result::Result<T, E>;
 

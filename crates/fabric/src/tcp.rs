@@ -4,21 +4,29 @@ use std::io::{ErrorKind, IoSlice, Read, Write};
 use std::net::{SocketAddr, TcpListener, TcpStream, ToSocketAddrs};
 use std::time::{Duration, Instant};
 
-use crate::frame::{HEAD_BYTES, Head};
-use crate::{Caller, Fabric, FabricError, Joined, Judge, Link, Listener, Result, Secret, Tag, handshake};
+use crate::pipe::{Pipe, admit, join};
+use crate::tls::{Certificates, TlsPipe};
+use crate::{Caller, Fabric, FabricError, Joined, Judge, Link, Listener, Result, Secret};
 
 /// The shortest wait that a socket can be told; also where the deadline has passed, so that what has arrived is read.
 const WAIT_MIN: Duration = Duration::from_millis(1);
 
-/// The fabric that needs nothing but a network.
+/// The fabric that needs nothing but a network. With certificates all that it carries is encrypted.
 #[derive(Clone, Debug)]
 pub struct TcpFabric {
     secret: Secret,
+    certificates: Option<Certificates>,
 }
 
 impl TcpFabric {
     pub fn new(secret: Secret) -> Self {
-        Self { secret }
+        Self { secret, certificates: None }
+    }
+
+    /// Both sides show a certificate of the cluster's authority before anything else is said, the proofs of the secret
+    /// among it.
+    pub fn with_certificates(self, certificates: Certificates) -> Self {
+        Self { certificates: Some(certificates), ..self }
     }
 }
 
@@ -31,35 +39,49 @@ fn resolve(address: &str) -> Result<Vec<SocketAddr>> {
 
 impl Fabric for TcpFabric {
     fn connect(&self, address: &str, greeting: &[u8], deadline: Instant) -> Result<Joined> {
-        let mut last = FabricError::TimedOut;
-        for address in resolve(address)? {
-            let wait = deadline.saturating_duration_since(Instant::now());
-            if wait.is_zero() {
-                break;
-            }
-            match TcpStream::connect_timeout(&address, wait) {
-                Ok(stream) => {
-                    let mut link = TcpLink::new(stream)?;
-                    let answer = handshake::call(&mut link, &self.secret, greeting, deadline)?;
-                    return Ok(Joined { link: Box::new(link), answer });
-                }
-                Err(error) => last = failed("connect", error),
+        let stream = dial(address, deadline)?;
+        match &self.certificates {
+            None => join(TcpPipe { stream }, &self.secret, greeting, deadline),
+            Some(certificates) => {
+                let pipe = TlsPipe::call(stream, certificates, address, deadline)?;
+                join(pipe, &self.secret, greeting, deadline)
             }
         }
-        Err(last)
     }
 
     fn listen(&self, address: &str) -> Result<Box<dyn Listener>> {
         let listener = TcpListener::bind(resolve(address)?.as_slice()).map_err(|e| failed("listen", e))?;
         let address = listener.local_addr().map_err(|e| failed("listen", e))?;
-        Ok(Box::new(TcpCallee { listener, address, secret: self.secret.clone() }))
+        Ok(Box::new(TcpCallee { listener, address, fabric: self.clone() }))
     }
+}
+
+/// A connection to the first that answers of all that `address` stands for.
+fn dial(address: &str, deadline: Instant) -> Result<TcpStream> {
+    let mut last = FabricError::TimedOut;
+    for address in resolve(address)? {
+        let wait = deadline.saturating_duration_since(Instant::now());
+        if wait.is_zero() {
+            break;
+        }
+        match TcpStream::connect_timeout(&address, wait) {
+            Ok(stream) => return set_up(stream),
+            Err(error) => last = failed("connect", error),
+        }
+    }
+    Err(last)
+}
+
+fn set_up(stream: TcpStream) -> Result<TcpStream> {
+    // A step waits for each message: none may wait for company.
+    stream.set_nodelay(true).map_err(|e| failed("set up the connection", e))?;
+    Ok(stream)
 }
 
 struct TcpCallee {
     listener: TcpListener,
     address: SocketAddr,
-    secret: Secret,
+    fabric: TcpFabric,
 }
 
 impl Listener for TcpCallee {
@@ -69,14 +91,14 @@ impl Listener for TcpCallee {
 
     fn accept(&self) -> Result<Box<dyn Caller>> {
         let (stream, from) = self.listener.accept().map_err(|e| failed("take a call", e))?;
-        Ok(Box::new(TcpCaller { link: TcpLink::new(stream)?, from, secret: self.secret.clone() }))
+        Ok(Box::new(TcpCaller { stream: set_up(stream)?, from, fabric: self.fabric.clone() }))
     }
 }
 
 struct TcpCaller {
-    link: TcpLink,
+    stream: TcpStream,
     from: SocketAddr,
-    secret: Secret,
+    fabric: TcpFabric,
 }
 
 impl Caller for TcpCaller {
@@ -84,33 +106,26 @@ impl Caller for TcpCaller {
         self.from.to_string()
     }
 
-    fn admit(mut self: Box<Self>, judge: Judge<'_>, deadline: Instant) -> Result<Box<dyn Link>> {
-        handshake::answer(&mut self.link, &self.secret, judge, deadline)?;
-        Ok(Box::new(self.link))
+    fn admit(self: Box<Self>, judge: Judge<'_>, deadline: Instant) -> Result<Box<dyn Link>> {
+        let TcpFabric { secret, certificates } = &self.fabric;
+        match certificates {
+            None => admit(TcpPipe { stream: self.stream }, secret, judge, deadline),
+            Some(certificates) => admit(TlsPipe::answer(self.stream, certificates, deadline)?, secret, judge, deadline),
+        }
     }
 }
 
-struct TcpLink {
+struct TcpPipe {
     stream: TcpStream,
-    /// The last message; grows to the longest that was allowed and came.
-    message: Vec<u8>,
-}
-
-impl TcpLink {
-    fn new(stream: TcpStream) -> Result<Self> {
-        // A step waits for each message: none may wait for company.
-        stream.set_nodelay(true).map_err(|e| failed("set up the connection", e))?;
-        Ok(Self { stream, message: Vec::new() })
-    }
 }
 
 /// What is left until the deadline, as a socket takes it.
-fn wait(deadline: Instant) -> Option<Duration> {
+pub(crate) fn wait(deadline: Instant) -> Option<Duration> {
     Some(deadline.saturating_duration_since(Instant::now()).max(WAIT_MIN))
 }
 
 /// A system's error in our terms.
-fn failed(what: &'static str, source: std::io::Error) -> FabricError {
+pub(crate) fn failed(what: &'static str, source: std::io::Error) -> FabricError {
     match source.kind() {
         ErrorKind::WouldBlock | ErrorKind::TimedOut => FabricError::TimedOut,
         ErrorKind::UnexpectedEof
@@ -121,61 +136,39 @@ fn failed(what: &'static str, source: std::io::Error) -> FabricError {
     }
 }
 
-/// Reads until `bytes` are full. A peer that sends byte after byte does not move the deadline.
-fn read_full(stream: &mut TcpStream, bytes: &mut [u8], deadline: Instant) -> Result<()> {
-    let mut done = 0;
-    while done < bytes.len() {
-        if done > 0 && Instant::now() >= deadline {
-            return Err(FabricError::TimedOut);
+impl Pipe for TcpPipe {
+    /// With as few calls to the system as it lets us.
+    fn write(&mut self, mut parts: &mut [IoSlice<'_>], deadline: Instant) -> Result<()> {
+        IoSlice::advance_slices(&mut parts, 0); // empty parts in front would read as a closed connection
+        while !parts.is_empty() {
+            self.stream.set_write_timeout(wait(deadline)).map_err(|e| failed("send", e))?;
+            match self.stream.write_vectored(parts) {
+                Ok(0) => return Err(FabricError::Closed),
+                Ok(count) => IoSlice::advance_slices(&mut parts, count),
+                Err(error) if error.kind() == ErrorKind::Interrupted => {}
+                Err(error) => return Err(failed("send", error)),
+            }
+            if !parts.is_empty() && Instant::now() >= deadline {
+                return Err(FabricError::TimedOut);
+            }
         }
-        stream.set_read_timeout(wait(deadline)).map_err(|e| failed("receive", e))?;
-        match stream.read(&mut bytes[done..]) {
-            Ok(0) => return Err(FabricError::Closed),
-            Ok(count) => done += count,
-            Err(error) if error.kind() == ErrorKind::Interrupted => {}
-            Err(error) => return Err(failed("receive", error)),
-        }
-    }
-    Ok(())
-}
-
-/// Writes all parts, with as few calls to the system as it lets us.
-fn write_full(stream: &mut TcpStream, mut slices: &mut [IoSlice<'_>], deadline: Instant) -> Result<()> {
-    IoSlice::advance_slices(&mut slices, 0); // empty parts in front would read as a closed connection
-    while !slices.is_empty() {
-        stream.set_write_timeout(wait(deadline)).map_err(|e| failed("send", e))?;
-        match stream.write_vectored(slices) {
-            Ok(0) => return Err(FabricError::Closed),
-            Ok(count) => IoSlice::advance_slices(&mut slices, count),
-            Err(error) if error.kind() == ErrorKind::Interrupted => {}
-            Err(error) => return Err(failed("send", error)),
-        }
-        if !slices.is_empty() && Instant::now() >= deadline {
-            return Err(FabricError::TimedOut);
-        }
-    }
-    Ok(())
-}
-
-impl Link for TcpLink {
-    fn send(&mut self, tag: Tag, parts: &[&[u8]], deadline: Instant) -> Result<()> {
-        let head = Head::of(tag, parts)?.encode();
-        let mut slices: Vec<IoSlice<'_>> = Vec::with_capacity(1 + parts.len());
-        slices.push(IoSlice::new(&head));
-        slices.extend(parts.iter().map(|part| IoSlice::new(part)));
-        write_full(&mut self.stream, &mut slices, deadline)
+        Ok(())
     }
 
-    fn receive(&mut self, bytes_max: usize, deadline: Instant) -> Result<(Tag, &[u8])> {
-        let mut head = [0; HEAD_BYTES];
-        read_full(&mut self.stream, &mut head, deadline)?;
-        let head = Head::decode(&head, bytes_max)?;
-        if self.message.len() < head.length {
-            self.message.resize(head.length, 0);
+    fn read(&mut self, bytes: &mut [u8], deadline: Instant) -> Result<()> {
+        let mut done = 0;
+        while done < bytes.len() {
+            if done > 0 && Instant::now() >= deadline {
+                return Err(FabricError::TimedOut);
+            }
+            self.stream.set_read_timeout(wait(deadline)).map_err(|e| failed("receive", e))?;
+            match self.stream.read(&mut bytes[done..]) {
+                Ok(0) => return Err(FabricError::Closed),
+                Ok(count) => done += count,
+                Err(error) if error.kind() == ErrorKind::Interrupted => {}
+                Err(error) => return Err(failed("receive", error)),
+            }
         }
-        let message = &mut self.message[..head.length];
-        read_full(&mut self.stream, message, deadline)?;
-        head.check(message)?;
-        Ok((head.tag, message))
+        Ok(())
     }
 }

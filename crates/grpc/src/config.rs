@@ -35,8 +35,19 @@ pub struct GrpcConfig {
     pub write_stall_timeout: Duration,
     /// A silent connection is asked for a sign of life this often, and closed when it gives none for as long again.
     pub keepalive_interval: Duration,
+    /// Who may drain workers and move experts.
+    pub cluster_changes_from: ChangesFrom,
     /// For calls to end once the server stops ([`crate::Phase::Stopping`]); what is left is cut off.
     pub stop_timeout: Duration,
+}
+
+/// Whose changes of the cluster are taken.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum ChangesFrom {
+    /// Of callers on this machine.
+    Loopback,
+    /// Of everybody who reaches the port.
+    Any,
 }
 
 impl Default for GrpcConfig {
@@ -54,6 +65,7 @@ impl Default for GrpcConfig {
             reply_bytes_max: 4 << 20,
             write_stall_timeout: Duration::from_secs(60),
             keepalive_interval: Duration::from_secs(30),
+            cluster_changes_from: ChangesFrom::Loopback,
             stop_timeout: Duration::from_secs(5),
         }
     }

@@ -19,6 +19,6 @@ mod service;
 mod status;
 mod transport;
 
-pub use config::GrpcConfig;
+pub use config::{ChangesFrom, GrpcConfig};
 pub use lingqu_serving::Phase;
 pub use server::{ServeError, serve};

@@ -8,6 +8,7 @@ use lingqu_proto::FILE_DESCRIPTOR_SET;
 use lingqu_proto::inference::grpc_inference_service_server::GrpcInferenceServiceServer;
 use lingqu_proto::openengine::control_server::ControlServer;
 use lingqu_proto::openengine::inference_server::InferenceServer as OpenEngineServer;
+use lingqu_proto::v1::cluster_server::ClusterServer;
 use lingqu_proto::v1::inference_server::InferenceServer;
 use lingqu_proto::v1::models_server::ModelsServer;
 use lingqu_proto::v1::tokenizer_server::TokenizerServer;
@@ -20,6 +21,7 @@ use tonic_health::ServingStatus;
 use tonic_health::server::HealthReporter;
 
 use crate::config::GrpcConfig;
+use crate::service::cluster::ClusterService;
 use crate::service::inference::InferenceService;
 use crate::service::kserve::{Kserve, KserveService};
 use crate::service::models::ModelsService;
@@ -39,17 +41,19 @@ const ENGINE_CHECK_INTERVAL: Duration = Duration::from_secs(1);
 
 type LingquInference = InferenceServer<InferenceService>;
 type LingquModels = ModelsServer<ModelsService>;
+type LingquCluster = ClusterServer<ClusterService>;
 type LingquTokenizer = TokenizerServer<TokenizerService>;
 type KserveInference = GrpcInferenceServiceServer<KserveService>;
 type OpenEngineGenerate = OpenEngineServer<OpenEngineInference>;
 type OpenEngineManage = ControlServer<OpenEngineControl>;
 
 /// Services whose health is told; "" is the server as a whole.
-const HEALTH_NAMES: [&str; 7] = [
+const HEALTH_NAMES: [&str; 8] = [
     "",
     LingquInference::NAME,
     LingquModels::NAME,
     LingquTokenizer::NAME,
+    LingquCluster::NAME,
     KserveInference::NAME,
     OpenEngineGenerate::NAME,
     OpenEngineManage::NAME,
@@ -82,6 +86,8 @@ pub async fn serve(
     let inference = InferenceServer::new(inference).max_decoding_message_size(bytes_max);
     let models = ModelsServer::new(ModelsService(Arc::clone(&served))).max_decoding_message_size(bytes_max);
     let tokenizer = TokenizerServer::new(TokenizerService(Arc::clone(&served))).max_decoding_message_size(bytes_max);
+    let cluster = ClusterService { cluster: served.cluster.clone(), changes_from: config.cluster_changes_from };
+    let cluster = ClusterServer::new(cluster).max_decoding_message_size(bytes_max);
     let kserve = Kserve::new(Arc::clone(&served), phase.clone(), &config);
     let kserve = KserveInference::new(KserveService(Arc::new(kserve))).max_decoding_message_size(bytes_max);
     let openengine = Arc::new(OpenEngine::new(served, phase.clone(), config.reply_bytes_max));
@@ -112,6 +118,7 @@ pub async fn serve(
         .add_service(inference)
         .add_service(models)
         .add_service(tokenizer)
+        .add_service(cluster)
         .add_service(kserve)
         .add_service(generate)
         .add_service(control)

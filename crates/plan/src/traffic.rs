@@ -48,15 +48,15 @@ impl Traffic {
         let sum = |value: &dyn Fn(&Asked) -> f64| asked.iter().map(value).sum::<f64>();
         let workers = sum(&|a| a.remote * a.hit);
         let pairs = sum(&|a| a.remote * a.pairs);
-        let row = wire.row_bytes(hidden);
+        let (row, back) = (wire.row_bytes(hidden), wire.back_bytes(hidden));
         Self {
             wire,
             layers,
             workers,
             pairs,
             out_bytes: workers * row + pairs * PAIR_BYTES,
-            back_bytes: pairs * row,
-            back_bytes_least: workers * row,
+            back_bytes: pairs * back,
+            back_bytes_least: workers * back,
             messages: 2.0 * sum(&|a| a.remote * (1.0 - (1.0 - a.hit).powf(rows))),
         }
     }
@@ -126,14 +126,14 @@ impl<'a> Routes<'a> {
 pub(crate) fn link_seconds(fleet: &Fleet, asked: &[Asked], traffic: &Traffic, rows: f64, hidden: usize) -> (f64, f64) {
     let servers = fleet.devices.iter().filter(|d| d.duty.serves());
     let (count, slowest) = servers.fold((0.0, f64::INFINITY), |(n, s), d| (n + 1.0, d.link_bytes_per_s.min(s)));
-    let row = traffic.wire.row_bytes(hidden);
+    let (row, answer) = (traffic.wire.row_bytes(hidden), traffic.wire.back_bytes(hidden));
     let mine = rows / count;
     let (mut out, mut back) = (mine * traffic.out_bytes / slowest, mine * traffic.back_bytes / slowest);
     for worker in asked {
         let link = fleet.devices[worker.device].link_bytes_per_s;
         let taken = worker.remote * (worker.hit * row + worker.pairs * PAIR_BYTES);
         out = out.max(rows * taken / link);
-        back = back.max(rows * worker.remote * worker.pairs * row / link);
+        back = back.max(rows * worker.remote * worker.pairs * answer / link);
     }
     (out, back)
 }

@@ -2,12 +2,12 @@
 
 use crate::PlanError;
 
-/// How activations cross the network.
+/// How activations cross the network, as the `wire` of a cluster says it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Wire {
     F32,
     Bf16,
-    /// With one f32 scale to a row.
+    /// Out with one f32 scale to 128 values; back as [`Wire::Bf16`].
     Int8,
 }
 
@@ -20,12 +20,20 @@ impl Wire {
         }
     }
 
-    /// Bytes of a row of `hidden` values.
+    /// Bytes of a row of `hidden` values on its way out.
     pub fn row_bytes(self, hidden: usize) -> f64 {
         match self {
             Self::F32 => 4.0 * hidden as f64,
             Self::Bf16 => 2.0 * hidden as f64,
-            Self::Int8 => hidden as f64 + 4.0,
+            Self::Int8 => (hidden + 4 * hidden.div_ceil(128)) as f64,
+        }
+    }
+
+    /// Bytes of what an expert makes of it.
+    pub fn back_bytes(self, hidden: usize) -> f64 {
+        match self {
+            Self::F32 => Self::F32.row_bytes(hidden),
+            Self::Bf16 | Self::Int8 => Self::Bf16.row_bytes(hidden),
         }
     }
 }

@@ -8,6 +8,8 @@ use std::str::FromStr;
 use clap::{Args, Parser, Subcommand, ValueEnum};
 use lingqu_engine::Speculation;
 
+use crate::membership::{ClusterAt, EtcdArgs, RegistrationArgs};
+
 /// Sequences computed together unless said otherwise.
 pub const DEFAULT_SEQUENCES: usize = 16;
 
@@ -27,6 +29,8 @@ pub enum Command {
     Serve(ServeArgs),
     /// Hold routed experts for a server, until SIGTERM.
     Worker(WorkerArgs),
+    /// Look at the workers of a running server, drain them, move experts between them.
+    Cluster(ClusterArgs),
     /// Generate text for one prompt: the text goes to stdout, the figures to stderr.
     Generate(GenerateArgs),
     /// Print log-probabilities of given texts or token ids, one JSON object a line.
@@ -109,9 +113,12 @@ pub struct ModelArgs {
     /// Where the routed experts of a mixture are kept.
     #[arg(long, value_enum, default_value = "device")]
     pub experts: ExpertsPlace,
-    /// Keep the routed experts in the workers that this file lists (docs/cluster.md).
-    #[arg(long, value_name = "FILE", conflicts_with = "experts")]
-    pub cluster: Option<PathBuf>,
+    /// Keep the routed experts in the workers that this file lists, or that are registered in etcd, or with mpi: in the
+    /// other ranks of the MPI job (docs/cluster.md).
+    #[arg(long, value_name = "FILE|etcd://HOST:PORT[,HOST:PORT]/NAME", conflicts_with = "experts")]
+    pub cluster: Option<ClusterAt>,
+    #[command(flatten)]
+    pub etcd: EtcdArgs,
     /// Round what goes to experts and comes back as this wire of a cluster does: the same bits without the cluster.
     #[arg(long, value_enum, conflicts_with_all = ["experts", "cluster"])]
     pub exchange_wire: Option<Wire>,
@@ -135,6 +142,8 @@ pub enum Wire {
     F32,
     /// In 16 bits.
     Bf16,
+    /// In 8 bits with a scale for each 128 values, and back in 16.
+    Int8,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
@@ -236,6 +245,9 @@ pub struct ServeArgs {
     /// A tenant's share of the machine beside others' [default: 1]; may be given several times.
     #[arg(long = "tenant-weight", value_name = "NAME=N", value_parser = tenant_weight)]
     pub tenant_weights: Vec<(String, u32)>,
+    /// Who may drain workers of the cluster and move its experts: callers on this machine, or all who reach the port.
+    #[arg(long, value_enum, default_value = "loopback")]
+    pub cluster_changes_from: Callers,
     /// Seconds that running requests get to finish after SIGTERM.
     #[arg(long, value_name = "SECONDS", default_value = "30")]
     pub drain_timeout: u64,
@@ -254,6 +266,14 @@ pub enum Sharing {
     Tenant,
     /// None.
     Off,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum Callers {
+    /// Those on this machine.
+    Loopback,
+    /// All.
+    Any,
 }
 
 fn tenant_weight(text: &str) -> Result<(String, u32), String> {
@@ -283,12 +303,39 @@ impl SpeculationArgs {
 pub struct WorkerArgs {
     #[command(flatten)]
     pub model: ModelArgs,
-    /// Which of the workers in the file of --cluster this is.
+    /// Which of the cluster's workers this is [default over MPI: its rank].
     #[arg(long, value_name = "N")]
-    pub id: u32,
-    /// Where to listen [default: the worker's address in the file].
+    pub id: Option<u32>,
+    /// Where to listen [default: the worker's address in the file of --cluster].
     #[arg(long, value_name = "HOST:PORT")]
     pub listen: Option<String>,
+    #[command(flatten)]
+    pub registration: RegistrationArgs,
+}
+
+#[derive(Debug, Args)]
+pub struct ClusterArgs {
+    #[command(subcommand)]
+    pub command: ClusterCommand,
+    /// The gRPC port of the server.
+    #[arg(long, value_name = "ADDR", default_value = "127.0.0.1:50051", global = true)]
+    pub server: String,
+}
+
+#[derive(Debug, Subcommand)]
+pub enum ClusterCommand {
+    /// Who is there and holds how much.
+    Status,
+    /// Move all experts off a worker, and wait until it may be stopped.
+    Drain { worker: u32 },
+    /// Give a drained worker work again.
+    Undrain { worker: u32 },
+    /// Move experts so that all workers have about equally much to do.
+    Rebalance {
+        /// Only print what would be done.
+        #[arg(long)]
+        dry_run: bool,
+    },
 }
 
 #[derive(Debug, Args)]

@@ -5,15 +5,34 @@ use std::sync::Arc;
 
 use anyhow::{Context, Result};
 use lingqu_backend::{Backend, Exchange};
-use lingqu_cluster::{ClusterConfig, ClusterExchange, Model, PairExchange, Shard, Traffic, WireFormat};
-use lingqu_fabric::{Secret, TcpFabric};
+use lingqu_cluster::{ClusterConfig, ClusterExchange, FabricName, Model, PairExchange, Shard, Traffic, WireFormat};
+use lingqu_fabric::{Certificates, Fabric, Secret, TcpFabric};
 use lingqu_model::{Experts, LoadOptions, Package, load_routed_experts, routed_expert_bytes};
 
-use crate::Usage;
+use crate::{Usage, mpi};
+
+/// The ranks of an MPI job in place of a file.
+const RANKS: &str = "mpi:";
+
+/// What the file says; `mpi:` is none, and says that the ranks of this job are the cluster.
+pub fn config(file: &Path) -> Result<ClusterConfig> {
+    let mut config = if file == Path::new(RANKS) { ClusterConfig::of_ranks() } else { ClusterConfig::read(file)? };
+    if config.fabric == FabricName::Mpi {
+        mpi::complete(&mut config)?;
+    }
+    Ok(config)
+}
 
 /// The way between the processes of `config`.
-pub fn fabric(config: &ClusterConfig) -> Result<TcpFabric> {
-    Ok(TcpFabric::new(Secret::read(&config.secret_file)?))
+pub fn fabric(config: &ClusterConfig) -> Result<Box<dyn Fabric>> {
+    if config.fabric == FabricName::Mpi {
+        return mpi::fabric(config);
+    }
+    let fabric = TcpFabric::new(Secret::read(&config.secret_file)?);
+    Ok(match &config.tls {
+        None => Box::new(fabric),
+        Some(tls) => Box::new(fabric.with_certificates(Certificates::read(&tls.files())?)),
+    })
 }
 
 /// Experts of `package` on `backend`: none yet, any on demand.
@@ -26,7 +45,7 @@ pub fn shard(package: Package, backend: &Arc<dyn Backend>) -> Result<Shard> {
 }
 
 /// What an exchange must know of a model that is loaded with `options`.
-fn model(package: &Package, options: &LoadOptions) -> Result<Model> {
+pub fn model(package: &Package, options: &LoadOptions) -> Result<Model> {
     let config = &package.config;
     let moe = config.moe.as_ref().ok_or_else(|| Usage(format!("{} has no routed experts", config.name)))?;
     let layers = config.layers + usize::from(options.speculate);
@@ -47,9 +66,9 @@ pub fn connect(
     device: &Arc<dyn Backend>,
     options: &LoadOptions,
 ) -> Result<Arc<ClusterExchange>> {
-    let config = ClusterConfig::read(file)?;
+    let config = config(file)?;
     let (fabric, model) = (fabric(&config)?, model(package, options)?);
-    let exchange = ClusterExchange::start(&config, Box::new(fabric), Arc::clone(device), &model);
+    let exchange = ClusterExchange::start(&config, fabric, Arc::clone(device), &model);
     Ok(Arc::new(exchange.with_context(|| format!("the cluster of {}", file.display()))?))
 }
 

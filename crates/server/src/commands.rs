@@ -1,6 +1,7 @@
 //! One file for each command of the command line.
 
 pub mod bench;
+pub mod cluster;
 pub mod devices;
 pub mod generate;
 pub mod inspect;

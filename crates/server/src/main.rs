@@ -8,8 +8,12 @@
 mod cli;
 mod cluster;
 mod commands;
+#[cfg(test)]
+mod deploy;
 mod embedded;
 mod figures;
+mod membership;
+mod mpi;
 mod scoring;
 mod wiring;
 
@@ -24,6 +28,7 @@ fn main() -> ExitCode {
     let outcome = match cli.command {
         Command::Serve(args) => commands::serve::run(&args),
         Command::Worker(args) => commands::worker::run(&args),
+        Command::Cluster(args) => commands::cluster::run(&args),
         Command::Generate(args) => commands::generate::run(&args),
         Command::Score(args) => commands::score::run(&args),
         Command::Inspect(args) => commands::inspect::run(&args),
@@ -35,9 +40,15 @@ fn main() -> ExitCode {
         Command::Detokenize(args) => commands::tokenize::decode(&args),
     };
     match outcome {
-        Ok(()) => ExitCode::SUCCESS,
+        Ok(()) => {
+            mpi::leave();
+            ExitCode::SUCCESS
+        }
         // The reader of our output went away: nothing is left to say, and nothing went wrong.
-        Err(error) if is_broken_pipe(&error) => ExitCode::SUCCESS,
+        Err(error) if is_broken_pipe(&error) => {
+            mpi::leave();
+            ExitCode::SUCCESS
+        }
         Err(error) => {
             eprintln!("error: {error:#}");
             ExitCode::from(if error.is::<Usage>() { 2 } else { 1 })

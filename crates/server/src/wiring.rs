@@ -16,7 +16,8 @@ use lingqu_tokenizer::Tokenizer;
 use lingqu_types::{Limits, SamplingParams};
 
 use crate::cli::{Activations, BackendName, ExpertsPlace, KvCache, ModelArgs, Wire};
-use crate::{Usage, cluster, embedded};
+use crate::membership::ClusterAt;
+use crate::{Usage, cluster, embedded, membership};
 
 /// Longest context served unless `--max-context` asks for more: bounds the KV cache of models that allow 128k.
 const DEFAULT_CONTEXT_TOKENS_MAX: usize = 8192;
@@ -136,14 +137,22 @@ pub fn load(
     };
     let mut exchange = None;
     let experts = match (&args.cluster, args.exchange_wire, args.experts) {
-        (Some(file), _, _) => {
-            let cluster = exchange.insert(cluster::connect(file, package, backend, &options)?);
+        (Some(at), _, _) => {
+            let cluster = match at {
+                ClusterAt::File(file) => {
+                    args.etcd.must_be_unused()?;
+                    cluster::connect(file, package, backend, &options)?
+                }
+                ClusterAt::Etcd(address) => membership::connect(address, &args.etcd, package, backend, &options)?,
+            };
+            let cluster = exchange.insert(cluster);
             Experts::Behind(Arc::clone(cluster) as Arc<dyn Exchange>)
         }
         (None, Some(wire), _) => {
             let wire = match wire {
                 Wire::F32 => WireFormat::F32,
                 Wire::Bf16 => WireFormat::Bf16,
+                Wire::Int8 => WireFormat::Int8,
             };
             cluster::alone(wire, open_package(args.model.as_deref())?, backend, &options)?
         }

@@ -2,14 +2,13 @@
 
 mod support;
 
-use std::io::{BufRead, BufReader};
 use std::path::PathBuf;
-use std::process::{Child, ChildStderr, Command, Stdio};
 use std::time::{Duration, Instant};
 
 use lingqu_proto::v1::GenerateRequest;
 use lingqu_proto::v1::generate_event::Event;
 use support::server::{Server, request, stream};
+use support::worker::{Worker, listed};
 use support::{Run, golden_folder, lingqu, lingqu_with_input};
 use tonic::Code;
 
@@ -35,59 +34,10 @@ impl Folder {
         let mut text = if rest.contains("secret_file") { String::new() } else { "secret_file = \"secret\"\n".into() };
         let (top, tables) = rest.split_once('[').map_or((rest, String::new()), |(top, rest)| (top, format!("[{rest}")));
         text += top;
-        for (id, address) in addresses.iter().enumerate() {
-            text += &format!("[[worker]]\nid = {id}\naddress = \"{address}\"\n");
-        }
+        text += &listed(addresses);
         let path = self.0.join(format!("{name}.toml"));
         std::fs::write(&path, text + &tables).expect("written");
         path.to_str().expect("a UTF-8 path").to_owned()
-    }
-}
-
-/// A worker; killed when dropped.
-struct Worker {
-    child: Child,
-    /// Kept: who writes to a closed pipe fails.
-    _stderr: BufReader<ChildStderr>,
-    address: String,
-}
-
-impl Worker {
-    fn start(file: &str, id: usize, listen: &str, more: &[&str]) -> Self {
-        let mut child = Command::new(env!("CARGO_BIN_EXE_lingqu"))
-            .args(["worker", "--cluster", file, "--id", &id.to_string(), "--listen", listen, "--threads", "1"])
-            .args(more)
-            .stderr(Stdio::piped())
-            .spawn()
-            .expect("the binary starts");
-        let mut stderr = BufReader::new(child.stderr.take().expect("piped"));
-        let begin = format!("lingqu: worker {id} on ");
-        let address = loop {
-            let mut line = String::new();
-            assert!(stderr.read_line(&mut line).expect("stderr is text") > 0, "the worker ended before it listened");
-            if let Some(address) = line.trim().strip_prefix(&begin) {
-                break address.to_owned();
-            }
-        };
-        Self { child, _stderr: stderr, address }
-    }
-
-    fn signal(&self, name: &str) {
-        let pid = self.child.id().to_string();
-        assert!(Command::new("kill").args([&format!("-{name}"), &pid]).status().expect("kill runs").success());
-    }
-
-    /// SIGKILL; it is gone when this returns.
-    fn kill(&mut self) {
-        self.child.kill().expect("it is ours");
-        self.child.wait().expect("it is ours");
-    }
-}
-
-impl Drop for Worker {
-    fn drop(&mut self) {
-        let _ = self.child.kill();
-        let _ = self.child.wait();
     }
 }
 

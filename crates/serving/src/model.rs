@@ -2,6 +2,7 @@
 
 use std::sync::Arc;
 
+use lingqu_cluster::ClusterControl;
 use lingqu_engine::EngineHandle;
 use lingqu_grammar::{GrammarCompiler, GrammarError};
 use lingqu_tokenizer::Tokenizer;
@@ -43,6 +44,8 @@ type Grammars = watch::Receiver<Option<Arc<Result<GrammarCompiler, GrammarError>
 pub struct Served {
     pub model: ServedModel,
     pub metrics: Arc<Metrics>,
+    /// Of the workers that hold the routed experts, if workers do.
+    pub cluster: Option<ClusterControl>,
     /// Tokenizing and templates are work for a CPU: only so many at once, off the threads that serve connections.
     text_work: Semaphore,
     grammars: Grammars,
@@ -54,7 +57,12 @@ impl Served {
     pub fn new(model: ServedModel, text_work_max: usize) -> Self {
         let text_work = Semaphore::new(text_work_max.clamp(1, Semaphore::MAX_PERMITS));
         let grammars = make_grammars(&model);
-        Self { model, metrics: Arc::default(), text_work, grammars }
+        Self { model, metrics: Arc::default(), cluster: None, text_work, grammars }
+    }
+
+    /// The same with its routed experts in a cluster.
+    pub fn with_cluster(self, cluster: Option<ClusterControl>) -> Self {
+        Self { cluster, ..self }
     }
 
     /// # Errors

@@ -47,6 +47,26 @@ impl Batch {
         positions
     }
 
+    /// The first `rows` rows and the others, each a batch of its own. Computed one after the other, layer by layer or
+    /// whole, they give what the batch gives.
+    pub fn split(&self, rows: usize) -> [Batch; 2] {
+        let part = |range: Range<usize>| {
+            let overlap = |s: &SequenceSlice| s.rows.start.max(range.start)..s.rows.end.min(range.end);
+            let sequences = self.sequences.iter().filter(|s| !overlap(s).is_empty()).map(|s| SequenceSlice {
+                rows: overlap(s).start - range.start..overlap(s).end - range.start,
+                context: s.context + (overlap(s).start - s.rows.start),
+                ..s.clone()
+            });
+            let logit_rows = self.logit_rows.iter().filter(|row| range.contains(&(**row as usize)));
+            Batch {
+                tokens: self.tokens[range.clone()].to_vec(),
+                sequences: sequences.collect(),
+                logit_rows: logit_rows.map(|row| row - range.start as u32).collect(),
+            }
+        };
+        [part(0..rows), part(rows..self.rows())]
+    }
+
     /// Checks the invariants written on the fields; `Err` names the first that is broken.
     pub fn validate(&self, block_tokens: usize) -> Result<(), &'static str> {
         let mut next = 0;
@@ -90,6 +110,24 @@ mod tests {
     fn positions_follow_context() {
         assert_eq!(batch().positions(), [2, 3, 4, 0]);
         assert_eq!(batch().validate(4), Ok(()));
+    }
+
+    #[test]
+    fn halves_have_the_rows_of_the_whole() {
+        let whole = batch();
+        for at in 0..=whole.rows() {
+            let [first, second] = whole.split(at);
+            assert_eq!((first.validate(4), second.validate(4)), (Ok(()), Ok(())), "at {at}");
+            assert_eq!([first.tokens.as_slice(), &second.tokens].concat(), whole.tokens, "at {at}");
+            assert_eq!([first.positions(), second.positions()].concat(), whole.positions(), "at {at}");
+            let moved = second.logit_rows.iter().map(|row| row + at as u32);
+            let logit_rows: Vec<u32> = first.logit_rows.iter().copied().chain(moved).collect();
+            assert_eq!(logit_rows, whole.logit_rows, "at {at}");
+            let of_rows = |b: &Batch| -> Vec<_> {
+                b.sequences.iter().flat_map(|s| s.rows.clone().map(|_| (s.blocks.clone(), s.adapter))).collect()
+            };
+            assert_eq!([of_rows(&first), of_rows(&second)].concat(), of_rows(&whole), "at {at}");
+        }
     }
 
     #[test]

@@ -6,7 +6,7 @@ use std::process::Command;
 use serde_json::Value;
 
 /// Floor of every crate, without the `lingqu-` prefix. The binary is `lingqu` itself.
-const FLOORS: [(&str, u32); 26] = [
+const FLOORS: [(&str, u32); 29] = [
     ("types", 0),
     ("tensor", 0),
     ("proto", 0),
@@ -14,6 +14,7 @@ const FLOORS: [(&str, u32); 26] = [
     ("kv", 1),
     ("fabric", 1),
     ("placement", 1),
+    ("membership", 1),
     ("sampler", 1),
     ("tokenizer", 1),
     ("checkpoint", 1),
@@ -24,6 +25,8 @@ const FLOORS: [(&str, u32); 26] = [
     ("scheduler", 2),
     ("grammar", 2),
     ("cluster", 2),
+    ("fabric-mpi", 2),
+    ("fabric-nccl", 2),
     ("engine", 3),
     ("plan", 3),
     ("serving", 4),

@@ -5,11 +5,11 @@
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use lingqu_backend::{Backend, Exchange, KvPrecision, KvSpec};
+use lingqu_backend::{Backend, Exchange, KvPrecision, KvSpec, KvStore};
 use lingqu_backend_cpu::{CpuBackend, CpuConfig, Isa};
 use lingqu_cluster::{
-    ClusterConfig, ClusterError, ClusterExchange, Deadlines, Identity, Model, Placement, PlacementConfig, Shard,
-    WireFormat, Worker, WorkerConfig, WorkerId,
+    ClusterConfig, ClusterError, ClusterExchange, Deadlines, FabricName, Identity, Model, Placement, PlacementConfig,
+    Shard, WireFormat, Worker, WorkerConfig, WorkerId,
 };
 use lingqu_fabric::{Fabric, Secret, TcpFabric};
 use lingqu_model::{Experts, LoadOptions, Package, load_routed_experts, load_with_experts, routed_expert_bytes};
@@ -71,24 +71,35 @@ pub fn identity(package: &Package, id: u32) -> Identity {
 
 /// Starts a worker that lives as long as the process; its address.
 pub fn start_worker(shard: Shard, identity: Identity) -> String {
+    start_seen_worker(shard, identity).0
+}
+
+/// The same, and the worker itself.
+pub fn start_seen_worker(shard: Shard, identity: Identity) -> (String, Arc<Worker>) {
     let listener = fabric().listen("127.0.0.1:0").expect("a free port");
     let address = listener.address();
     let worker = Worker::new(shard, identity);
+    let seen = Arc::clone(&worker);
     std::thread::spawn(move || worker.serve(&*listener));
-    address
+    (address, seen)
 }
 
 pub fn start_workers(package: &Arc<Package>, backend: &Arc<dyn Backend>, count: u32) -> Vec<String> {
     (0..count).map(|id| start_worker(shard(package, backend), identity(package, id))).collect()
 }
 
+pub fn worker_config(id: u32, address: &str) -> WorkerConfig {
+    WorkerConfig { id, address: address.into(), memory_gib: None, speed: 1.0, incarnation: 0 }
+}
+
 pub fn config(addresses: &[String], redundancy: f64) -> ClusterConfig {
-    let worker =
-        |(address, id): (&String, u32)| WorkerConfig { id, address: address.clone(), memory_gib: None, speed: 1.0 };
     ClusterConfig {
-        workers: addresses.iter().zip(0..).map(worker).collect(),
+        workers: addresses.iter().zip(0..).map(|(address, id)| worker_config(id, address)).collect(),
+        fabric: FabricName::Tcp,
         secret_file: PathBuf::new(),
+        tls: None,
         wire: WireFormat::F32,
+        overlap_rows: 0,
         placement: PlacementConfig { redundancy, ..PlacementConfig::default() },
         // Long enough that a busy machine is not taken for a dead worker.
         deadlines: Deadlines {
@@ -144,19 +155,8 @@ pub fn run_with(
     experts: Experts,
     before: &mut dyn FnMut(usize),
 ) -> Result<Vec<Vec<u32>>, String> {
-    let options = LoadOptions {
-        batch_rows_max: ROWS_MAX,
-        logit_rows_max: ROWS_MAX,
-        context_tokens_max: CONTEXT_MAX,
-        speculate: false,
-    };
-    let model = load_with_experts(package, Arc::clone(device), &options, experts, &mut |_| {});
-    let mut model = model.unwrap_or_else(|error| panic!("{error}"));
-    let blocks = CONTEXT_MAX / BLOCK_TOKENS;
-    let (layers, entry) = (model.layers(), model.kv_entry());
-    let spec = KvSpec { layers, blocks, block_tokens: BLOCK_TOKENS, entry, precision: KvPrecision::Full };
-    let mut kv = device.alloc_kv(&spec).expect("a cache");
-    let vocab = package.config.vocab_size;
+    let (mut model, mut kv) = load(package, device, experts);
+    let (vocab, blocks) = (package.config.vocab_size, CONTEXT_MAX / BLOCK_TOKENS);
     let mut tokens: Vec<TokenId> = (0..PROMPT).map(|i| (i * 37 + 5) as TokenId % vocab as TokenId).collect();
     let (mut all, mut done) = (Vec::new(), 0);
     for (step, rows) in [PROMPT / 2, PROMPT - PROMPT / 2].into_iter().chain([1; DECODED]).enumerate() {
@@ -183,4 +183,58 @@ pub fn run_with(
         }
     }
     Ok(all)
+}
+
+fn load(package: &Package, device: &Arc<dyn Backend>, experts: Experts) -> (Box<dyn lingqu_model::Model>, KvStore) {
+    let options = LoadOptions {
+        batch_rows_max: ROWS_MAX,
+        logit_rows_max: ROWS_MAX,
+        context_tokens_max: CONTEXT_MAX,
+        speculate: false,
+    };
+    let model = load_with_experts(package, Arc::clone(device), &options, experts, &mut |_| {});
+    let model = model.unwrap_or_else(|error| panic!("{error}"));
+    let blocks = CONTEXT_MAX / BLOCK_TOKENS;
+    let (layers, entry) = (model.layers(), model.kv_entry());
+    let spec = KvSpec { layers, blocks, block_tokens: BLOCK_TOKENS, entry, precision: KvPrecision::Full };
+    let kv = device.alloc_kv(&spec).expect("a cache");
+    (model, kv)
+}
+
+/// Bits of the logits of steps that mix prompts and single tokens of two sequences, some of whose rows want logits.
+pub fn mixed(package: &Package, device: &Arc<dyn Backend>, experts: Experts) -> Vec<Vec<u32>> {
+    let (mut model, mut kv) = load(package, device, experts);
+    let vocab = package.config.vocab_size;
+    let mut all = Vec::new();
+    let (mut done, mut blocks) = ([0, 0], [vec![BlockId(0)], vec![BlockId(1)]]);
+    for (rows, logit_rows) in [
+        ([5, 3], vec![7]),
+        ([1, 1], vec![0, 1]),
+        ([1, 6], vec![0, 2, 6]),
+        ([4, 0], vec![]),
+        ([0, 9], vec![0]),
+        ([8, 8], (0..16).collect::<Vec<u32>>()),
+    ] {
+        let mut batch = Batch { logit_rows, ..Batch::default() };
+        for sequence in (0..2).filter(|&s| rows[s] > 0) {
+            let start = batch.tokens.len();
+            let token = |i: usize| ((done[sequence] + i) * 31 + sequence * 7 + 3) as TokenId % vocab as TokenId;
+            batch.tokens.extend((0..rows[sequence]).map(token));
+            if done[sequence] + rows[sequence] > BLOCK_TOKENS && blocks[sequence].len() == 1 {
+                blocks[sequence].push(BlockId(2 + sequence as u32));
+            }
+            batch.sequences.push(SequenceSlice {
+                rows: start..start + rows[sequence],
+                context: done[sequence],
+                blocks: blocks[sequence].clone(),
+                ..SequenceSlice::default()
+            });
+            done[sequence] += rows[sequence];
+        }
+        let logits = model.forward(&batch, &mut kv).expect("every step");
+        let mut values = vec![0.0; batch.logit_rows.len() * vocab];
+        device.read(logits, &mut values).expect("logits");
+        all.extend(values.chunks(vocab).map(|row| row.iter().map(|v| v.to_bits()).collect::<Vec<u32>>()));
+    }
+    all
 }

@@ -1,5 +1,6 @@
 //! One file per gRPC service.
 
+pub mod cluster;
 pub mod inference;
 pub mod kserve;
 pub mod models;

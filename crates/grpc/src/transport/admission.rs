@@ -15,6 +15,8 @@ use futures_util::future::BoxFuture;
 use http::{Request, Response};
 use http_body::{Body as HttpBody, Frame, SizeHint};
 use lingqu_serving::{Arrival, Arrivals, Asking, NoRoom, Peer};
+
+use crate::transport::connections::Caller;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio::time::{Instant, Sleep};
 use tonic::Status;
@@ -101,7 +103,7 @@ where
         let Admission { places, arrivals, read_timeout, stream_idle_timeout, write_stall_timeout } = &self.admission;
         let call = Arc::new(Call {
             places: (request.uri().path() != ALWAYS_ADMITTED).then(|| Arc::clone(places)),
-            peer: request.extensions().get().cloned(),
+            peer: request.extensions().get().map(|caller: &Caller| caller.peer.clone()),
             place: OnceLock::new(),
         });
         let idle_timeout = match request.uri().path() {

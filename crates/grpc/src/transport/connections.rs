@@ -1,6 +1,7 @@
 //! TCP connections, at most so many at once.
 
 use std::io;
+use std::net::SocketAddr;
 use std::pin::Pin;
 use std::task::{Context, Poll};
 
@@ -25,11 +26,19 @@ pub fn connections(listener: TcpListener, connections_max: usize) -> impl Stream
     })
 }
 
-impl Connected for Connection {
-    type ConnectInfo = Peer;
+/// Who calls, as requests know it.
+#[derive(Clone)]
+pub struct Caller {
+    pub peer: Peer,
+    /// None if the connection is gone already.
+    pub address: Option<SocketAddr>,
+}
 
-    fn connect_info(&self) -> Peer {
-        self.place.peer()
+impl Connected for Connection {
+    type ConnectInfo = Caller;
+
+    fn connect_info(&self) -> Caller {
+        Caller { peer: self.place.peer(), address: self.stream.peer_addr().ok() }
     }
 }
 

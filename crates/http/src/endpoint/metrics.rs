@@ -6,6 +6,7 @@ use std::sync::Arc;
 use axum::extract::State;
 use axum::response::{IntoResponse, Response};
 use http::header::CONTENT_TYPE;
+use lingqu_cluster::{ClusterStatus, WorkerState};
 use lingqu_engine::EngineLoad;
 use lingqu_serving::Metrics;
 use lingqu_serving::metrics::{BUCKETS_S, Histogram, Outcome};
@@ -19,6 +20,9 @@ pub async fn metrics(State(app): State<Arc<App>>) -> Response {
     let mut page = Page::default();
     requests(&mut page, &app.served.metrics);
     load(&mut page, &engine.load());
+    if let Some(control) = &app.served.cluster {
+        cluster(&mut page, &control.status());
+    }
     page.gauge("lingqu_engine_up", "1 while the engine runs.", u64::from(engine.ended().is_none()));
     ([(CONTENT_TYPE, TEXT_FORMAT)], page.0).into_response()
 }
@@ -69,6 +73,43 @@ fn load(page: &mut Page, load: &EngineLoad) {
     }
 }
 
+fn cluster(page: &mut Page, status: &ClusterStatus) {
+    page.head("lingqu_cluster_workers", "gauge", "Workers, by what they are.");
+    for state in WorkerState::ALL {
+        let count = status.workers.iter().filter(|worker| worker.state == state).count();
+        page.sample("lingqu_cluster_workers", &format!("{{state=\"{}\"}}", state.name()), count);
+    }
+    let name = "lingqu_cluster_worker_experts";
+    page.head(name, "gauge", "Copies of experts that a worker holds.");
+    for worker in &status.workers {
+        page.sample(name, &format!("{{worker=\"{}\"}}", worker.id.0), worker.experts);
+    }
+    let name = "lingqu_cluster_worker_rows_total";
+    page.head(name, "counter", "Rows times experts that a worker was given.");
+    for worker in &status.workers {
+        page.sample(name, &format!("{{worker=\"{}\"}}", worker.id.0), worker.pairs);
+    }
+    let name = "lingqu_cluster_busiest_over_mean";
+    page.head(name, "gauge", "Rows of the busiest worker over the mean, since the start.");
+    page.sample(name, "", status.busiest_over_mean());
+    page.gauge("lingqu_cluster_experts_missing", "Experts that no worker holds.", status.missing as u64);
+    let traffic = &status.traffic;
+    let counters = [
+        ("lingqu_cluster_rows_total", "Rows, counted anew in each layer with experts.", traffic.rows),
+        ("lingqu_cluster_pairs_total", "Rows times experts that they met.", traffic.pairs),
+        ("lingqu_cluster_messages_total", "Messages of steps, both ways.", traffic.messages),
+        ("lingqu_cluster_sent_bytes_total", "Bytes of steps to workers.", traffic.bytes_sent),
+        ("lingqu_cluster_received_bytes_total", "Bytes of steps from workers.", traffic.bytes_received),
+        ("lingqu_cluster_fenced_total", "Workers given up for an error or a deadline.", traffic.fenced),
+        ("lingqu_cluster_experts_adopted_total", "Experts loaded because their worker was gone.", traffic.adopted),
+        ("lingqu_cluster_experts_moved_total", "Experts loaded because the placement changed.", traffic.moved),
+        ("lingqu_cluster_experts_dropped_total", "Experts given up because others have them.", traffic.dropped),
+    ];
+    for (name, help, value) in counters {
+        page.counter(name, help, value);
+    }
+}
+
 /// A page of metrics.
 #[derive(Default)]
 struct Page(String);
@@ -109,6 +150,8 @@ impl Page {
 
 #[cfg(test)]
 mod tests {
+    use lingqu_cluster::Traffic;
+
     use super::*;
 
     #[test]
@@ -116,6 +159,8 @@ mod tests {
         let mut page = Page::default();
         requests(&mut page, &Metrics::default());
         load(&mut page, &EngineLoad { running: 3, ..EngineLoad::default() });
+        let traffic = Traffic { fenced: 2, ..Traffic::default() };
+        cluster(&mut page, &ClusterStatus { workers: Vec::new(), traffic, missing: 0, change: None });
         let mut typed = None;
         for line in page.0.lines() {
             if let Some(head) = line.strip_prefix("# TYPE ") {
@@ -129,6 +174,7 @@ mod tests {
         assert!(page.0.contains("\nlingqu_requests_running 3\n"));
         assert!(page.0.contains("lingqu_request_queue_time_seconds_count 0\n"));
         assert!(page.0.contains("lingqu_time_to_first_token_seconds_bucket{le=\"0.005\"} 0\n"));
+        assert!(page.0.contains("lingqu_cluster_fenced_total 2\n"));
         assert!(page.0.contains("lingqu_requests_total{outcome=\"deadline_exceeded\"} 0\n"));
     }
 }

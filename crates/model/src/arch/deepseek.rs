@@ -1,8 +1,9 @@
 //! DeepSeek V2, V3 and R1: multi-head latent attention and mixtures of experts (DeepSeek-V2 paper, section 2.1 and 2.2;
 //! DeepSeek-V3 paper, section 2.1), and V3's layer that predicts one token further (section 2.2), where it is wanted.
 //!
-//! `forward` and `draft` at the end are the whole; both pass their rows through [`Graph::attention`] and
-//! [`Graph::feed_forward`].
+//! `forward` and `draft` at the end are the whole; both pass their rows through [`Graph::attention`],
+//! [`Graph::feed_forward`] and [`Graph::await_experts`]. A forward may do so in two halves ([`Exchange::halves`]), one
+//! of which computes while the experts of the other are away.
 
 mod buffers;
 mod prediction;
@@ -24,11 +25,11 @@ use crate::layers::attention_gqa::load_rope;
 use crate::layers::ends::{self, Ends};
 use crate::layers::mla::{self, MlaWeights};
 use crate::layers::moe::{self, MoeWeights};
-use crate::layers::{ffn, workspace::Stream};
+use crate::layers::{ffn, workspace::Logits};
 use crate::loader::Loader;
 use crate::names::Role;
 use crate::{Experts, Model, ModelError};
-use buffers::{AttentionBuffers, MixtureBuffers};
+use buffers::{AttentionBuffers, Lane, Pending};
 use prediction::Prediction;
 
 /// Epsilon of the norms on the two latents: the release code leaves it at its default, whatever `rms_norm_eps` says.
@@ -48,9 +49,20 @@ struct Graph {
     backend: Arc<dyn Backend>,
     exchange: Arc<dyn Exchange>,
     rope: Weight,
-    stream: Stream,
     attention: AttentionBuffers,
-    mixture: Option<MixtureBuffers>,
+    /// Two where the exchange may want halves.
+    lanes: Vec<Lane>,
+    logits: Logits,
+}
+
+/// What a forward or a draft computes in one lane.
+struct Part<'a> {
+    /// Its number.
+    lane: usize,
+    step: Step,
+    lora: AdaptedBatch<'a>,
+    /// False once no row is left.
+    goes_on: bool,
 }
 
 struct Layer {
@@ -106,11 +118,16 @@ pub(crate) fn load(loader: &mut Loader, experts: Experts) -> Result<Box<dyn Mode
         }
         (Experts::Here | Experts::On(_), _) => Arc::new(LocalExchange::new(backend.clone(), routed)),
     };
+    let rows_max = loader.options.batch_rows_max;
+    let mut lanes = vec![Lane::new(&*backend, &config, rows_max)?];
+    if config.moe.is_some() && exchange.halves(rows_max) {
+        lanes.push(Lane::new(&*backend, &config, rows_max.div_ceil(2))?);
+    }
     let graph = Graph {
         rope: load_rope(loader)?,
-        stream: Stream::new(&*backend, &config, loader.options)?,
-        attention: AttentionBuffers::new(&*backend, &config, loader.options.batch_rows_max)?,
-        mixture: MixtureBuffers::new(&*backend, &config, loader.options)?,
+        attention: AttentionBuffers::new(&*backend, &config, rows_max)?,
+        logits: Logits::new(&*backend, &config, loader.options)?,
+        lanes,
         config,
         backend,
         exchange,
@@ -132,27 +149,20 @@ fn load_layer(loader: &mut Loader, index: usize) -> Result<Layer, ModelError> {
 }
 
 impl Graph {
-    fn begin(&mut self, batch: &Batch, kv: &KvStore) -> Result<Step> {
+    fn begin<'a>(&mut self, lane: usize, batch: &Batch, lora: AdaptedBatch<'a>, kv: &KvStore) -> Result<Part<'a>> {
         let step = self.backend.begin_step(batch, kv.spec().block_tokens)?;
-        self.stream.set_rows(step.rows());
-        self.attention.set_rows(step.rows());
-        if let Some(m) = &mut self.mixture {
-            m.set_rows(step.rows());
-        }
-        Ok(step)
+        let Lane { stream, pending, .. } = &mut self.lanes[lane];
+        stream.set_rows(step.rows());
+        *pending = None; // what a failed step left
+        Ok(Part { lane, step, lora, goes_on: true })
     }
 
-    /// Multi-head latent attention. Equations (37) to (47) of the DeepSeek-V2 paper, keys and values absorbed. False if
-    /// no row is left.
-    fn attention(
-        &mut self,
-        step: &Step,
-        layer: &Layer,
-        lora: &mut AdaptedBatch<'_>,
-        kv: &mut KvStore,
-        keep: Keep,
-    ) -> Result<bool> {
-        let Self { config, backend, rope, stream: s, attention: a, .. } = self;
+    /// Multi-head latent attention. Equations (37) to (47) of the DeepSeek-V2 paper, keys and values absorbed.
+    fn attention(&mut self, part: &mut Part<'_>, layer: &Layer, kv: &mut KvStore, keep: Keep) -> Result<()> {
+        let Self { config, backend, rope, attention: a, lanes, .. } = self;
+        let Part { lane, step, lora, goes_on } = part;
+        let (s, step) = (&mut lanes[*lane].stream, &*step);
+        a.set_rows(step.rows());
         let (b, w, mla, pairing) = (&**backend, &layer.attention, config.mla(), config.rope.pairing);
         let (heads, nope, rank) = (mla.heads, mla.nope_dim, mla.kv_lora_rank);
         let (qk, latent) = (nope + mla.rope_dim, rank + mla.rope_dim);
@@ -168,7 +178,9 @@ impl Graph {
         b.rope(step, kv_a.cols(rank..latent), rope, pairing, a.entry.view_mut().cols(rank..latent))?;
         b.kv_append(step, kv, layer.index, a.entry.view(), None)?; // [rows, 1, kv_lora_rank + rope]
         if keep == Keep::Logits && step.logit_rows() == 0 {
-            return Ok(false);
+            s.set_rows(0);
+            *goes_on = false;
+            return Ok(());
         }
 
         // Queries [rows, heads, nope + rope], straight from x or through a latent of their own.
@@ -198,13 +210,15 @@ impl Graph {
             s.keep_logit_rows(b, step)?; // [logit_rows, hidden] from here on
             lora.keep_logit_rows();
         }
-        Ok(true)
+        Ok(())
     }
 
-    /// Feed-forward: dense in the first layers, then shared experts beside those the router chooses.
-    fn feed_forward(&mut self, layer: &Layer, lora: &AdaptedBatch<'_>) -> Result<()> {
-        let Self { config, backend, exchange, stream: s, mixture, .. } = self;
-        let b = &**backend;
+    /// Feed-forward: dense in the first layers, then shared experts beside those the router chooses, whose sum comes by
+    /// [`Graph::await_experts`].
+    fn feed_forward(&mut self, part: &Part<'_>, layer: &Layer) -> Result<()> {
+        let Self { config, backend, exchange, lanes, .. } = self;
+        let (b, lora) = (&**backend, &part.lora);
+        let Lane { stream: s, mixture, pending } = &mut lanes[part.lane];
         b.rms_norm(s.x.view(), &layer.ffn_norm, config.rms_norm_eps, s.normed.view_mut())?;
         let x = s.normed.view();
         match (&layer.ffn, mixture) {
@@ -213,15 +227,12 @@ impl Graph {
                 m.set_rows(x.rows());
                 b.linear(x, &w.router, m.router.view_mut())?; // [rows, experts]
                 b.route(m.router.view(), w.correction_bias.as_ref(), &moe.route, &mut m.routing)?; // [rows, top_k]
-                let pending = exchange.begin(layer.index, x, &m.routing)?;
+                let experts = exchange.begin(layer.index, x, &m.routing)?;
                 if let Some(shared) = &w.shared {
                     lora.ffn(b, layer.index, x, shared, s.out.view_mut())?; // [rows, hidden]
                 }
-                exchange.finish(pending, x, &m.routing, m.routed.view_mut())?; // [rows, hidden]
-                if w.shared.is_some() {
-                    b.add(s.out.view(), m.routed.view_mut())?;
-                }
-                b.add(m.routed.view(), s.x.view_mut())
+                *pending = Some(Pending { experts, has_shared: w.shared.is_some() });
+                Ok(())
             }
             (Ffn::Dense(w), _) => {
                 lora.ffn(b, layer.index, x, w, s.out.view_mut())?; // [rows, hidden]
@@ -229,6 +240,30 @@ impl Graph {
             }
             (Ffn::Mixture(_), None) => unreachable!("buffers are made where the configuration has a mixture"),
         }
+    }
+
+    /// Adds what the routed experts say, where a layer has any.
+    fn await_experts(&mut self, part: &Part<'_>) -> Result<()> {
+        let Self { backend, exchange, lanes, .. } = self;
+        let (b, Lane { stream: s, mixture, pending }) = (&**backend, &mut lanes[part.lane]);
+        let (Some(m), Some(Pending { experts, has_shared })) = (mixture, pending.take()) else { return Ok(()) };
+        exchange.finish(experts, s.normed.view(), &m.routing, m.routed.view_mut())?; // [rows, hidden]
+        if has_shared {
+            b.add(s.out.view(), m.routed.view_mut())?;
+        }
+        b.add(m.routed.view(), s.x.view_mut())
+    }
+
+    /// Puts the rows of the second lane, if there are two, behind those of the first.
+    fn join(&mut self, parts: &[Part<'_>]) -> Result<()> {
+        let ([first, second], 2) = (&mut self.lanes[..], parts.len()) else { return Ok(()) };
+        let rows = [first.stream.x.rows(), second.stream.x.rows()];
+        let mut values = vec![0.0; (rows[0] + rows[1]) * self.config.hidden];
+        let (to_first, to_second) = values.split_at_mut(rows[0] * self.config.hidden);
+        self.backend.read(first.stream.x.view(), to_first)?;
+        self.backend.read(second.stream.x.view(), to_second)?;
+        first.stream.set_rows(rows[0] + rows[1]);
+        self.backend.write(&values, first.stream.x.view_mut())
     }
 }
 
@@ -257,34 +292,55 @@ impl Model for DeepSeek {
         let Self { ends, layers, prediction, adapters, graph: g } = self;
         let (backend, eps) = (g.backend.clone(), g.config.rms_norm_eps);
         let b = &*backend;
-        let step = g.begin(batch, kv)?;
-        let mut lora = adapters.of_batch(batch);
+        let mut parts = Vec::with_capacity(g.lanes.len());
+        if g.lanes.len() > 1 && batch.rows() > 1 && g.exchange.halves(batch.rows()) {
+            let halves = batch.split(batch.rows().div_ceil(2));
+            for (lane, half) in halves.iter().enumerate() {
+                parts.push(g.begin(lane, half, adapters.of_batch(half), kv)?);
+            }
+        } else {
+            parts.push(g.begin(0, batch, adapters.of_batch(batch), kv)?);
+        }
 
-        b.embed(&step, &ends.embedding, g.stream.x.view_mut())?; // [rows, hidden]
+        for part in &parts {
+            b.embed(&part.step, &ends.embedding, g.lanes[part.lane].stream.x.view_mut())?; // [rows, hidden]
+        }
         for layer in layers.iter() {
             // The prediction layer needs the state of every row; without it the last layer hands on few.
             let last = layer.index + 1 == layers.len() && prediction.is_none();
-            if !g.attention(&step, layer, &mut lora, kv, if last { Keep::Logits } else { Keep::All })? {
-                return Ok(g.stream.no_logits());
+            for part in &mut parts {
+                g.await_experts(part)?; // of the layer before
+                g.attention(part, layer, kv, if last { Keep::Logits } else { Keep::All })?;
+                if part.goes_on {
+                    g.feed_forward(part, layer)?;
+                }
             }
-            g.feed_forward(layer, &lora)?;
         }
-        let s = &mut g.stream;
+        for part in &parts {
+            g.await_experts(part)?;
+        }
+        g.join(&parts)?;
+        let Graph { lanes, logits, .. } = g;
+        let s = &mut lanes[0].stream;
+        if batch.logit_rows.is_empty() && prediction.is_none() {
+            return Ok(logits.none());
+        }
         match prediction {
             None => b.rms_norm(s.x.view(), &ends.final_norm, eps, s.normed.view_mut())?, // [logit_rows, hidden]
             Some(p) => {
-                p.states.set_rows(step.rows());
+                p.states.set_rows(batch.rows());
                 b.rms_norm(s.x.view(), &ends.final_norm, eps, p.states.view_mut())?; // [rows, hidden]
-                if step.logit_rows() == 0 {
-                    return Ok(s.no_logits());
+                if batch.logit_rows.is_empty() {
+                    return Ok(logits.none());
                 }
-                s.normed.set_rows(step.logit_rows());
-                s.logits.set_rows(step.logit_rows());
-                b.gather_logit_rows(&step, p.states.view(), s.normed.view_mut())?; // [logit_rows, hidden]
+                s.normed.set_rows(batch.logit_rows.len());
+                match &parts[..] {
+                    [whole] => b.gather_logit_rows(&whole.step, p.states.view(), s.normed.view_mut())?,
+                    _ => b.gather_rows(p.states.view(), &batch.logit_rows, s.normed.view_mut())?,
+                } // [logit_rows, hidden]
             }
         }
-        b.linear(s.normed.view(), &ends.head, s.logits.view_mut())?; // [logit_rows, vocab]
-        Ok(s.logits.view())
+        logits.of(b, s.normed.view(), &ends.head) // [logit_rows, vocab]
     }
 
     fn draft(&mut self, rows: &DraftBatch, kv: &mut KvStore) -> Result<View<'_>> {
@@ -292,12 +348,12 @@ impl Model for DeepSeek {
         let p = prediction.as_mut().expect("only models that predict are asked for drafts");
         let (backend, eps, hidden) = (g.backend.clone(), g.config.rms_norm_eps, g.config.hidden);
         let b = &*backend;
-        let step = g.begin(&rows.batch, kv)?;
-        let s = &mut g.stream;
+        let mut part = g.begin(0, &rows.batch, AdaptedBatch::default(), kv)?; // no adapter is made for this layer
+        let (step, s) = (&part.step, &mut g.lanes[0].stream);
 
         // DeepSeek-V3 paper, equation (21); the release's weights take the embedding before the state.
         p.joined.set_rows(step.rows());
-        b.embed(&step, &ends.embedding, s.out.view_mut())?; // [rows, hidden]
+        b.embed(step, &ends.embedding, s.out.view_mut())?; // [rows, hidden]
         b.rms_norm(s.out.view(), &p.embedding_norm, eps, p.joined.view_mut().cols(0..hidden))?;
         let state = hidden..2 * hidden;
         match &rows.states {
@@ -311,15 +367,14 @@ impl Model for DeepSeek {
             }
         }
         b.linear(p.joined.view(), &p.projection, s.x.view_mut())?; // [rows, hidden]
-        let mut base = AdaptedBatch::default(); // no adapter is made for this layer
-        if !g.attention(&step, &p.layer, &mut base, kv, Keep::Logits)? {
-            return Ok(g.stream.no_logits());
+        g.attention(&mut part, &p.layer, kv, Keep::Logits)?;
+        if !part.goes_on {
+            return Ok(g.logits.none());
         }
-        g.feed_forward(&p.layer, &base)?;
-        let s = &mut g.stream;
-        p.drafted.set_rows(step.logit_rows());
-        b.rms_norm(s.x.view(), &p.final_norm, eps, p.drafted.view_mut())?; // [logit_rows, hidden]
-        b.linear(p.drafted.view(), &ends.head, s.logits.view_mut())?; // [logit_rows, vocab]
-        Ok(s.logits.view())
+        g.feed_forward(&part, &p.layer)?;
+        g.await_experts(&part)?;
+        p.drafted.set_rows(part.step.logit_rows());
+        b.rms_norm(g.lanes[0].stream.x.view(), &p.final_norm, eps, p.drafted.view_mut())?; // [logit_rows, hidden]
+        g.logits.of(b, p.drafted.view(), &ends.head) // [logit_rows, vocab]
     }
 }

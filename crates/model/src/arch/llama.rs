@@ -33,7 +33,7 @@ impl Model for Llama {
     }
 
     fn forward(&mut self, batch: &Batch, kv: &mut KvStore) -> Result<View<'_>> {
-        let DenseGqa { config, backend, ends, rope, layers, stream: s, buffers: a, adapters } = &mut self.0;
+        let DenseGqa { config, backend, ends, rope, layers, stream: s, logits, buffers: a, adapters } = &mut self.0;
         let (b, gqa, eps, pairing) = (&**backend, config.gqa(), config.rms_norm_eps, config.rope.pairing);
         let scale = (gqa.head_dim as f32).powf(-0.5);
         let step = b.begin_step(batch, kv.spec().block_tokens)?;
@@ -54,7 +54,7 @@ impl Model for Llama {
             b.rope(&step, k, rope, pairing, a.k.view_mut().split_heads(gqa.kv_heads))?;
             b.kv_append(&step, kv, l, a.k.view().split_heads(gqa.kv_heads), Some(v))?;
             if last && step.logit_rows() == 0 {
-                return Ok(s.no_logits());
+                return Ok(logits.none());
             }
             let (q, attended) = (a.q.view().split_heads(gqa.heads), a.attended.view_mut().split_heads(gqa.heads));
             b.attention(&step, q, kv, AttentionSpec { layer: l, scale }, attended)?; // [rows, heads, head_dim]
@@ -72,7 +72,6 @@ impl Model for Llama {
             b.add(s.out.view(), s.x.view_mut())?;
         }
         b.rms_norm(s.x.view(), &ends.final_norm, eps, s.normed.view_mut())?; // [logit_rows, hidden]
-        b.linear(s.normed.view(), &ends.head, s.logits.view_mut())?; // [logit_rows, vocab]
-        Ok(s.logits.view())
+        logits.of(b, s.normed.view(), &ends.head)
     }
 }

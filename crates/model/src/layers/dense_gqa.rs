@@ -8,7 +8,7 @@ use lingqu_backend::{Backend, FfnWeights, Weight};
 use super::attention_gqa::{self, GqaWeights};
 use super::ends::{self, Ends};
 use super::ffn;
-use super::workspace::{GqaBuffers, Stream};
+use super::workspace::{GqaBuffers, Logits, Stream};
 use crate::ModelError;
 use crate::adapter::loaded::Adapters;
 use crate::config::ModelConfig;
@@ -22,6 +22,7 @@ pub(crate) struct DenseGqa {
     pub rope: Weight,
     pub layers: Vec<Layer>,
     pub stream: Stream,
+    pub logits: Logits,
     pub buffers: GqaBuffers,
     pub adapters: Adapters,
 }
@@ -49,7 +50,8 @@ pub(crate) fn load(loader: &mut Loader) -> Result<DenseGqa, ModelError> {
         ends: ends::load(loader)?,
         rope: attention_gqa::load_rope(loader)?,
         layers,
-        stream: Stream::new(&*backend, &config, loader.options)?,
+        stream: Stream::new(&*backend, &config, loader.options.batch_rows_max)?,
+        logits: Logits::new(&*backend, &config, loader.options)?,
         buffers: GqaBuffers::new(&*backend, config.gqa(), loader.options.batch_rows_max)?,
         adapters: Adapters::default(),
         backend,

@@ -1,6 +1,6 @@
 //! Buffers of one step, made once at load and used again in each.
 
-use lingqu_backend::{Backend, Buffer, Result, Step, View};
+use lingqu_backend::{Backend, Buffer, Result, Step, View, Weight};
 
 use crate::LoadOptions;
 use crate::config::{GqaConfig, ModelConfig};
@@ -15,19 +15,15 @@ pub(crate) struct Stream {
     pub normed: Buffer,
     /// What a part of a layer adds to `x`. `[rows, hidden]`
     pub out: Buffer,
-    /// `[logit_rows, vocab]`
-    pub logits: Buffer,
 }
 
 impl Stream {
-    pub fn new(backend: &dyn Backend, config: &ModelConfig, options: &LoadOptions) -> Result<Self> {
-        let rows_max = options.batch_rows_max;
+    pub fn new(backend: &dyn Backend, config: &ModelConfig, rows_max: usize) -> Result<Self> {
         Ok(Self {
             x: backend.alloc(rows_max, config.hidden)?,
             kept: backend.alloc(rows_max, config.hidden)?,
             normed: backend.alloc(rows_max, config.hidden)?,
             out: backend.alloc(rows_max, config.hidden)?,
-            logits: backend.alloc(options.logit_rows_max, config.vocab_size)?,
         })
     }
 
@@ -43,14 +39,29 @@ impl Stream {
         backend.gather_logit_rows(step, self.x.view(), self.kept.view_mut())?;
         std::mem::swap(&mut self.x, &mut self.kept);
         self.set_rows(step.logit_rows());
-        self.logits.set_rows(step.logit_rows());
         Ok(())
+    }
+}
+
+/// `[logit_rows, vocab]`
+pub(crate) struct Logits(Buffer);
+
+impl Logits {
+    pub fn new(backend: &dyn Backend, config: &ModelConfig, options: &LoadOptions) -> Result<Self> {
+        Ok(Self(backend.alloc(options.logit_rows_max, config.vocab_size)?))
+    }
+
+    /// What the head makes of `normed` `[logit_rows, hidden]`.
+    pub fn of(&mut self, backend: &dyn Backend, normed: View<'_>, head: &Weight) -> Result<View<'_>> {
+        self.0.set_rows(normed.rows());
+        backend.linear(normed, head, self.0.view_mut())?;
+        Ok(self.0.view())
     }
 
     /// The answer where no logits are wanted: `[0, vocab]`.
-    pub fn no_logits(&mut self) -> View<'_> {
-        self.logits.set_rows(0);
-        self.logits.view()
+    pub fn none(&mut self) -> View<'_> {
+        self.0.set_rows(0);
+        self.0.view()
     }
 }
 

@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use anyhow::{Context, Result};
 use lingqu_engine::{Engine, EngineConfig, PrefixSharing};
-use lingqu_grpc::GrpcConfig;
+use lingqu_grpc::{ChangesFrom, GrpcConfig};
 use lingqu_http::HttpConfig;
 use lingqu_model::Package;
 use lingqu_serving::{ModelCard, Phase, Served, ServedModel};
@@ -15,7 +15,7 @@ use tokio::net::TcpListener;
 use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::sync::watch;
 
-use crate::cli::{ServeArgs, Sharing};
+use crate::cli::{Callers, ServeArgs, Sharing};
 use crate::embedded::model_name;
 use crate::wiring::Loaded;
 use crate::{Usage, cluster, wiring};
@@ -70,7 +70,8 @@ pub fn run(args: &ServeArgs) -> Result<()> {
         eprintln!("lingqu: HTTP on {}", http.local_addr()?);
     }
     let drain_timeout = Duration::from_secs(args.drain_timeout);
-    let served = Arc::new(Served::new(served, TEXT_WORK_MAX));
+    let control = cluster.as_ref().map(|exchange| exchange.control());
+    let served = Arc::new(Served::new(served, TEXT_WORK_MAX).with_cluster(control));
     runtime.block_on(serve_until_signal(engine, served, ports, signals, drain_timeout))?;
     if let Some(exchange) = cluster {
         eprintln!("lingqu: {}", cluster::figures(&exchange.traffic()));
@@ -112,6 +113,7 @@ fn card(args: &ServeArgs, package: &Package) -> ModelCard {
 /// Where clients connect.
 struct Ports {
     grpc: TcpListener,
+    grpc_config: GrpcConfig,
     http: Option<TcpListener>,
 }
 
@@ -121,7 +123,12 @@ impl Ports {
             TcpListener::bind(address).await.with_context(|| format!("cannot listen on {address}"))
         };
         let http = if args.no_http { None } else { Some(bind(args.http_addr).await?) };
-        Ok(Self { grpc: bind(args.grpc_addr).await?, http })
+        let cluster_changes_from = match args.cluster_changes_from {
+            Callers::Loopback => ChangesFrom::Loopback,
+            Callers::Any => ChangesFrom::Any,
+        };
+        let grpc_config = GrpcConfig { cluster_changes_from, ..GrpcConfig::default() };
+        Ok(Self { grpc: bind(args.grpc_addr).await?, grpc_config, http })
     }
 }
 
@@ -152,7 +159,7 @@ async fn serve_until_signal(
     let http = ports.http.map(|listener| {
         tokio::spawn(lingqu_http::serve(HttpConfig::default(), Arc::clone(&served), listener, phases.clone()))
     });
-    let mut grpc = tokio::spawn(lingqu_grpc::serve(GrpcConfig::default(), served, ports.grpc, phases));
+    let mut grpc = tokio::spawn(lingqu_grpc::serve(ports.grpc_config, served, ports.grpc, phases));
     tokio::select! {
         _ = signals.terminate.recv() => {}
         _ = signals.interrupt.recv() => {}

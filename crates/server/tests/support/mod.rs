@@ -3,12 +3,18 @@
 #![allow(dead_code)] // each test file uses a part
 
 pub mod server;
+pub mod worker;
 
 use std::io::Write;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 
 use serde_json::Value;
+
+/// The binary under test. `scripts/failures.sh` names an optimised one.
+pub fn binary() -> String {
+    std::env::var("LINGQU_TEST_BINARY").unwrap_or_else(|_| env!("CARGO_BIN_EXE_lingqu").to_owned())
+}
 
 /// How a run of the binary ended.
 pub struct Run {

@@ -2,7 +2,8 @@
 
 use std::io::{BufRead, BufReader, Read, Write};
 use std::net::TcpStream;
-use std::process::{Child, ChildStderr, Command, Stdio};
+use std::process::{Child, Command, Stdio};
+use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
 use lingqu_proto::v1::generate_event::Event;
@@ -14,7 +15,8 @@ use tonic::transport::Channel;
 /// A running server; killed when dropped, so that a failed test leaves nothing behind.
 pub struct Server {
     child: Child,
-    stderr: BufReader<ChildStderr>,
+    /// Reads what it says to the end: nobody who logs waits for us.
+    stderr: Option<JoinHandle<String>>,
     url: String,
     /// Address of the HTTP port.
     http: String,
@@ -22,7 +24,7 @@ pub struct Server {
 
 impl Server {
     pub fn start(args: &[&str]) -> Self {
-        let mut child = Command::new(env!("CARGO_BIN_EXE_lingqu"))
+        let mut child = Command::new(super::binary())
             .args(["serve", "--grpc-addr", "127.0.0.1:0", "--http-addr", "127.0.0.1:0"])
             .args(args)
             .stderr(Stdio::piped())
@@ -38,11 +40,30 @@ impl Server {
         };
         let url = format!("http://{}", address("lingqu: gRPC on "));
         let http = address("lingqu: HTTP on ");
-        Self { child, stderr, url, http }
+        let stderr = std::thread::spawn(move || {
+            let mut rest = String::new();
+            let _ = stderr.read_to_string(&mut rest);
+            rest
+        });
+        Self { child, stderr: Some(stderr), url, http }
     }
 
     pub async fn client(&self) -> InferenceClient<Channel> {
         InferenceClient::connect(self.url.clone()).await.expect("the port is open")
+    }
+
+    /// Of the gRPC port.
+    pub fn address(&self) -> &str {
+        self.url.trim_start_matches("http://")
+    }
+
+    /// Response to a GET, head and all.
+    pub fn get(&self, path: &str) -> String {
+        let mut stream = TcpStream::connect(&self.http).expect("the port is open");
+        write!(stream, "GET {path} HTTP/1.1\r\nhost: x\r\nconnection: close\r\n\r\n").expect("taken");
+        let mut told = String::new();
+        stream.read_to_string(&mut told).expect("text");
+        told
     }
 
     /// Sends a POST and reads the response until `enough`, or to its end.
@@ -71,8 +92,7 @@ impl Server {
         let deadline = Instant::now() + Duration::from_secs(60);
         while Instant::now() < deadline {
             if let Some(status) = self.child.try_wait().expect("the child is ours") {
-                let mut rest = String::new();
-                std::io::Read::read_to_string(&mut self.stderr, &mut rest).expect("stderr is text");
+                let rest = self.stderr.take().expect("nobody waits twice").join().expect("no panic");
                 return (status.code(), rest);
             }
             std::thread::sleep(Duration::from_millis(20));

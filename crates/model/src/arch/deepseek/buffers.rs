@@ -1,9 +1,23 @@
 //! Buffers of one step beside the residual stream, made once at load.
 
-use lingqu_backend::{Backend, Buffer, Result, Routing};
+use lingqu_backend::{Backend, Buffer, PendingExperts, Result, Routing};
 
-use crate::LoadOptions;
 use crate::config::ModelConfig;
+use crate::layers::workspace::Stream;
+
+/// Rows that pass the layers together: those of a batch, or a half of them.
+pub(super) struct Lane {
+    pub stream: Stream,
+    pub mixture: Option<MixtureBuffers>,
+    /// Routed experts of the layer that was begun last.
+    pub pending: Option<Pending>,
+}
+
+pub(super) struct Pending {
+    pub experts: PendingExperts,
+    /// Whether the stream's `out` has what shared experts say.
+    pub has_shared: bool,
+}
 
 pub(super) struct AttentionBuffers {
     /// `[rows, q_lora_rank (or heads * (nope + rope)) + kv_lora_rank + rope]`
@@ -33,6 +47,13 @@ pub(super) struct MixtureBuffers {
     pub routing: Routing,
     /// `[rows, hidden]`
     pub routed: Buffer,
+}
+
+impl Lane {
+    pub fn new(backend: &dyn Backend, config: &ModelConfig, rows_max: usize) -> Result<Self> {
+        let stream = Stream::new(backend, config, rows_max)?;
+        Ok(Self { stream, mixture: MixtureBuffers::new(backend, config, rows_max)?, pending: None })
+    }
 }
 
 impl AttentionBuffers {
@@ -68,9 +89,8 @@ impl AttentionBuffers {
 }
 
 impl MixtureBuffers {
-    pub fn new(backend: &dyn Backend, config: &ModelConfig, options: &LoadOptions) -> Result<Option<Self>> {
+    pub fn new(backend: &dyn Backend, config: &ModelConfig, rows_max: usize) -> Result<Option<Self>> {
         let Some(moe) = &config.moe else { return Ok(None) };
-        let rows_max = options.batch_rows_max;
         Ok(Some(Self {
             router: backend.alloc(rows_max, moe.route.experts)?,
             routing: backend.alloc_routing(rows_max, moe.route.top_k)?,
