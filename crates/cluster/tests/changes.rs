@@ -177,6 +177,19 @@ fn experts_follow_the_load() {
     assert!(run(&cluster.package, &cluster.backend, behind(&exchange)) == cluster.expected());
 }
 
+/// Nobody asks; the clock does.
+#[test]
+fn the_load_is_looked_at_now_and_then() {
+    let cluster = Cluster::new("default", 3);
+    let mut config = config(&cluster.addresses, 0.0);
+    config.placement.rebalance_s = 1;
+    let exchange = start_placed(&config, &cluster.package, &cluster.backend, cluster.all_on_one());
+    cluster.disturbed(&exchange, |control| {
+        until_changed(control, 1);
+        assert!((0..3).all(|worker| held(control, worker) > 0), "{:?}", control.status().workers);
+    });
+}
+
 /// A worker is lost while experts move to it: the rebalance ends early, and nothing else does.
 #[test]
 fn a_worker_is_lost_in_the_middle() {

@@ -1,5 +1,6 @@
 //! The bounds of the gRPC server. Each says what it protects.
 
+use std::net::IpAddr;
 use std::time::Duration;
 
 /// [`Default`] suits a server on an internal network.
@@ -50,6 +51,13 @@ pub enum ChangesFrom {
     Any,
 }
 
+impl ChangesFrom {
+    /// Whether a change is taken from there; of some callers the address is not known.
+    pub(crate) fn allows(self, caller: Option<IpAddr>) -> bool {
+        self == Self::Any || caller.is_some_and(|address| address.to_canonical().is_loopback())
+    }
+}
+
 impl Default for GrpcConfig {
     fn default() -> Self {
         Self {
@@ -67,6 +75,26 @@ impl Default for GrpcConfig {
             keepalive_interval: Duration::from_secs(30),
             cluster_changes_from: ChangesFrom::Loopback,
             stop_timeout: Duration::from_secs(5),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn changes_are_taken_from_near_or_from_all() {
+        let check = |caller: &str, is_near: bool| {
+            let caller = caller.parse().ok();
+            assert_eq!(ChangesFrom::Loopback.allows(caller), is_near, "{caller:?}");
+            assert!(ChangesFrom::Any.allows(caller), "{caller:?}");
+        };
+        for near in ["127.0.0.1", "127.9.9.9", "::1", "::ffff:127.0.0.1"] {
+            check(near, true);
+        }
+        for far in ["10.0.0.1", "::ffff:10.0.0.1", "fe80::1", "0.0.0.0", "nowhere"] {
+            check(far, false);
         }
     }
 }

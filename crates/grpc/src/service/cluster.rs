@@ -41,8 +41,7 @@ impl ClusterService {
     fn control_of<T>(&self, request: &Request<T>) -> Result<ClusterControl, Status> {
         let control = self.control()?;
         let address = request.extensions().get::<Caller>().and_then(|caller| caller.address);
-        let is_near = address.is_some_and(|address| address.ip().to_canonical().is_loopback());
-        if is_near || self.changes_from == ChangesFrom::Any {
+        if self.changes_from.allows(address.map(|address| address.ip())) {
             return Ok(control);
         }
         let problem = "changes of the cluster are taken from this machine only: see --cluster-changes-from";
