@@ -213,8 +213,12 @@ impl ClusterConfig {
         if !config.workers.is_empty() || !config.secret_file.as_os_str().is_empty() {
             return Err(problem("worker: workers register themselves; secret_file: it is named elsewhere".into()));
         }
-        if config.fabric != FabricName::Tcp || config.tls.is_some() {
-            return Err(problem("fabric, tls: workers that register are called over plain TCP".into()));
+        if config.fabric != FabricName::Tcp {
+            return Err(problem("fabric: workers that register are called over TCP".into()));
+        }
+        let files = config.tls.iter().flat_map(|tls| [&tls.ca, &tls.certificate, &tls.key]);
+        if files.into_iter().any(|file| file.is_relative()) {
+            return Err(problem("tls: each process reads files of its own, by absolute paths".into()));
         }
         config.check_settings().map_err(problem)?;
         Ok(config)
@@ -336,6 +340,9 @@ mod tests {
         };
         check("", None);
         check("wire = \"bf16\"\n[placement]\nworkers_min = 3\n[deadlines]\nlease_ms = 5000\n", None);
+        check("[tls]\nca = \"/ca\"\ncertificate = \"/c\"\nkey = \"/k\"\n", None);
+        check("[tls]\nca = \"ca\"\ncertificate = \"/c\"\nkey = \"/k\"\n", Some("tls: each process reads"));
+        check("fabric = \"mpi\"", Some("fabric: workers that register"));
         check(TWO, Some("here: worker: workers register themselves"));
         check("secret_file = \"s\"", Some("secret_file: it is named elsewhere"));
         check("[placement]\nworkers_min = 0", Some("placement.workers_min: 0 is not 1 to 1024"));

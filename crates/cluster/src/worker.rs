@@ -37,6 +37,8 @@ pub struct Worker {
     shard: Shard,
     identity: Identity,
     callers: AtomicUsize,
+    /// Links on which work was asked for, or a sign of life.
+    at_work: AtomicUsize,
     claims: Mutex<Claims>,
     standing: Mutex<Standing>,
 }
@@ -59,6 +61,22 @@ impl Drop for Place {
     }
 }
 
+/// Counts a link as one at work as long as it lives.
+struct AtWork<'a>(&'a AtomicUsize);
+
+impl<'a> AtWork<'a> {
+    fn new(count: &'a AtomicUsize) -> Self {
+        count.fetch_add(1, Ordering::SeqCst);
+        Self(count)
+    }
+}
+
+impl Drop for AtWork<'_> {
+    fn drop(&mut self) {
+        self.0.fetch_sub(1, Ordering::SeqCst);
+    }
+}
+
 impl Worker {
     pub fn new(shard: Shard, identity: Identity) -> Arc<Self> {
         Self::on_machine(Arc::new(System), shard, identity)
@@ -66,8 +84,8 @@ impl Worker {
 
     pub(crate) fn on_machine(machine: Arc<dyn Machine>, shard: Shard, identity: Identity) -> Arc<Self> {
         let standing = Mutex::new(Standing { incarnation: Some(0), fences: 0 });
-        let (callers, claims) = (AtomicUsize::new(0), Mutex::default());
-        Arc::new(Self { machine, shard, identity, callers, claims, standing })
+        let [callers, at_work] = [0, 0].map(AtomicUsize::new);
+        Arc::new(Self { machine, shard, identity, callers, at_work, claims: Mutex::default(), standing })
     }
 
     /// Answers nobody from now on, on no link, until [`Worker::admit_as`]: others take it for gone. Each link ends
@@ -84,6 +102,11 @@ impl Worker {
 
     fn standing(&self) -> MutexGuard<'_, Standing> {
         self.standing.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Whether a server has had it load its part, and asks it for more than that, on a link that lives.
+    pub fn is_at_work(&self) -> bool {
+        self.at_work.load(Ordering::SeqCst) > 0
     }
 
     /// Experts held, of all layers.
@@ -160,6 +183,7 @@ impl Worker {
     fn answer(&self, Admitted { mut link, wire, server, standing }: Admitted) -> Result<Infallible, FabricError> {
         let mut work = Buffers::default();
         let _visit = Visit::new(self, server);
+        let mut at_work = None;
         loop {
             let (tag, message) = link.receive(FRAME_BYTES_MAX, self.machine.now() + SILENCE)?;
             self.must_be(standing)?;
@@ -173,6 +197,9 @@ impl Worker {
                 }
             };
             self.must_be(standing)?;
+            if matches!(kind, PONG | OUTPUTS) {
+                at_work.get_or_insert_with(|| AtWork::new(&self.at_work));
+            }
             link.send(Tag { kind, ..tag }, &[&work.reply], self.machine.now() + SEND)?;
         }
     }

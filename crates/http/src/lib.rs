@@ -16,6 +16,7 @@ mod connection;
 mod endpoint;
 mod error;
 mod fields;
+mod probe;
 mod reply;
 mod request;
 mod server;
@@ -23,4 +24,5 @@ mod sse;
 
 pub use config::HttpConfig;
 pub use lingqu_serving::Phase;
+pub use probe::serve_worker;
 pub use server::serve;

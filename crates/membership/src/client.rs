@@ -10,7 +10,7 @@ use http::uri::PathAndQuery;
 use prost::Message;
 use tokio::time::timeout;
 use tonic::client::Grpc;
-use tonic::transport::{Channel, Endpoint};
+use tonic::transport::{Certificate, Channel, ClientTlsConfig, Endpoint, Identity};
 use tonic::{Code, IntoRequest, Request, Status, Streaming};
 use tonic_prost::ProstCodec;
 
@@ -38,6 +38,25 @@ pub struct Client {
     endpoints: Vec<(String, Channel)>,
     /// The endpoint that answered last.
     current: AtomicUsize,
+}
+
+/// What TLS towards etcd needs, all PEM.
+#[derive(Clone)]
+pub struct Tls {
+    /// Certificates of the authorities by which etcd is trusted.
+    pub ca: Vec<u8>,
+    /// What etcd is shown, if anything: a certificate and its key.
+    pub own: Option<[Vec<u8>; 2]>,
+}
+
+impl Tls {
+    fn config(&self) -> ClientTlsConfig {
+        let config = ClientTlsConfig::new().ca_certificate(Certificate::from_pem(&self.ca));
+        match &self.own {
+            Some([certificate, key]) => config.identity(Identity::from_pem(certificate, key)),
+            None => config,
+        }
+    }
 }
 
 /// What was there, and when.
@@ -72,9 +91,15 @@ pub enum Event {
 
 impl Client {
     /// Connects when it is first asked something. To be called in the context of a runtime.
-    pub fn new(address: &Address) -> Result<Self> {
+    pub fn new(address: &Address, tls: Option<&Tls>) -> Result<Self> {
+        let scheme = if tls.is_some() { "https" } else { "http" };
         let endpoint = |at: &String| {
-            let endpoint = Endpoint::from_shared(format!("http://{at}")).map_err(|_| EtcdError::Address(at.clone()))?;
+            let url = format!("{scheme}://{at}");
+            let mut endpoint = Endpoint::from_shared(url).map_err(|_| EtcdError::Address(at.clone()))?;
+            if let Some(tls) = tls {
+                let problem = |error: tonic::transport::Error| EtcdError::Tls(innermost(&error));
+                endpoint = endpoint.tls_config(tls.config()).map_err(problem)?;
+            }
             let endpoint = endpoint.connect_timeout(CONNECT).http2_keep_alive_interval(PING_INTERVAL);
             Ok((at.clone(), endpoint.keep_alive_timeout(PING).connect_lazy()))
         };
@@ -224,15 +249,14 @@ fn is_verdict(code: Code) -> bool {
 
 /// The status, and the innermost reason: for a connection that is the telling one.
 fn describe(status: &Status) -> String {
-    let mut inner: Option<&(dyn Error + 'static)> = status.source();
-    let mut text = status.message().to_owned();
-    while let Some(error) = inner {
-        inner = error.source();
-        if inner.is_none() {
-            text += &format!(": {error}");
-        }
+    match status.source() {
+        Some(reason) => format!("{}: {}", status.message(), innermost(reason)),
+        None => status.message().to_owned(),
     }
-    text
+}
+
+fn innermost(error: &(dyn Error + 'static)) -> String {
+    error.source().map_or_else(|| error.to_string(), innermost)
 }
 
 /// Events as they happen.

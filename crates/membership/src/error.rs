@@ -9,6 +9,8 @@ use tonic::Code;
 pub enum EtcdError {
     #[error("'{0}' is no address of etcd: write etcd://HOST:PORT[,HOST:PORT]/NAME")]
     Address(String),
+    #[error("certificates for etcd: {0}")]
+    Tls(String),
     /// No endpoint answers; what the last of them said.
     #[error("etcd at {endpoint} does not answer: {problem}")]
     Away { endpoint: String, problem: String },

@@ -26,7 +26,7 @@ mod registry;
 mod roll;
 
 pub use address::Address;
-pub use client::{Client, Event, KeyValue, Lease, Put, Reading, Watch};
+pub use client::{Client, Event, KeyValue, Lease, Put, Reading, Tls, Watch};
 pub use error::{EtcdError, RegisterError};
 pub use register::Registered;
 pub use registry::{CONFIG_BYTES_MAX, Member, Registration, Registry, WORKERS_MAX};

@@ -7,7 +7,7 @@ use serde::{Deserialize, Serialize};
 use crate::client::{Client, Event, KeyValue, Put, Reading};
 use crate::pauses::Pauses;
 use crate::roll::Roll;
-use crate::{Address, EtcdError};
+use crate::{Address, EtcdError, Tls};
 
 /// More are not read.
 pub const WORKERS_MAX: usize = 1024;
@@ -67,8 +67,8 @@ pub struct Registry {
 
 impl Registry {
     /// Asks nothing yet. To be called in the context of a runtime.
-    pub fn new(address: &Address) -> Result<Self, EtcdError> {
-        Ok(Self { client: Client::new(address)?, prefix: format!("/lingqu/{}", address.name) })
+    pub fn new(address: &Address, tls: Option<&Tls>) -> Result<Self, EtcdError> {
+        Ok(Self { client: Client::new(address, tls)?, prefix: format!("/lingqu/{}", address.name) })
     }
 
     pub(crate) fn worker_key(&self, id: u32) -> String {
@@ -220,7 +220,7 @@ mod tests {
 
     #[tokio::test]
     async fn what_is_no_registration_is_nobody() {
-        let registry = Registry::new(&"etcd://127.0.0.1:1/r1".parse().expect("sound")).expect("sound");
+        let registry = Registry::new(&"etcd://127.0.0.1:1/r1".parse().expect("sound"), None).expect("sound");
         let check = |key: &str, value: &str, sound: bool| {
             let kv = KeyValue { key: key.into(), value: value.into(), create_revision: 9, ..KeyValue::default() };
             assert_eq!(registry.member(&kv).is_some(), sound, "{key} {value}");

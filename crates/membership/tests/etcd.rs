@@ -29,7 +29,7 @@ fn address(etcd: &Etcd) -> Address {
 }
 
 fn registry(etcd: &Etcd) -> Registry {
-    Registry::new(&address(etcd)).expect("sound")
+    Registry::new(&address(etcd), None).expect("sound")
 }
 
 fn registration(port: u16) -> Registration {
@@ -165,7 +165,7 @@ async fn etcd_loses_its_data() {
 #[tokio::test]
 async fn watches_begin_where_they_should() {
     let Some(etcd) = start("watches") else { return };
-    let client = Client::new(&address(&etcd)).expect("sound");
+    let client = Client::new(&address(&etcd), None).expect("sound");
     let Ok(Put::Created { revision: first }) = soon(client.create("a", "1", 0)).await else { panic!("it is new") };
     let Ok(Put::Created { revision: second }) = soon(client.create("b", "2", 0)).await else { panic!("it is new") };
     let Ok(Put::Taken(kv)) = soon(client.create("a", "3", 0)).await else { panic!("it is there") };
@@ -215,12 +215,12 @@ async fn another_endpoint_is_asked_where_one_does_not_answer() {
     let silent = std::net::TcpListener::bind("127.0.0.1:0").expect("a free port");
     let silent = silent.local_addr().map(|address| (address, silent)).expect("it listens");
     let address = format!("etcd://127.0.0.1:1,{},{}/test", silent.0, etcd.endpoint());
-    let registry = Registry::new(&address.parse().expect("sound")).expect("sound");
+    let registry = Registry::new(&address.parse().expect("sound"), None).expect("sound");
     assert_eq!(soon(registry.config()).await.expect("the third answers"), None);
     // It is remembered.
     assert_eq!(soon(registry.put_config("x")).await.expect("the third answers"), "x");
     let nobody =
-        Registry::new(&format!("etcd://127.0.0.1:1,{}/test", silent.0).parse().expect("sound")).expect("sound");
+        Registry::new(&format!("etcd://127.0.0.1:1,{}/test", silent.0).parse().expect("sound"), None).expect("sound");
     let away = soon(nobody.config()).await;
     assert!(matches!(&away, Err(EtcdError::Away { endpoint, .. }) if *endpoint == silent.0.to_string()), "{away:?}");
 }

@@ -8,7 +8,7 @@ use std::str::FromStr;
 use clap::{Args, Parser, Subcommand, ValueEnum};
 use lingqu_engine::Speculation;
 
-use crate::membership::{ClusterAt, EtcdArgs, RegistrationArgs};
+use crate::membership::{ClusterAt, EtcdArgs};
 
 /// Sequences computed together unless said otherwise.
 pub const DEFAULT_SEQUENCES: usize = 16;
@@ -28,7 +28,7 @@ pub enum Command {
     /// Serve completions over gRPC and HTTP until SIGTERM, then finish what runs and exit.
     Serve(ServeArgs),
     /// Hold routed experts for a server, until SIGTERM.
-    Worker(WorkerArgs),
+    Worker(crate::commands::worker::WorkerArgs),
     /// Look at the workers of a running server, drain them, move experts between them.
     Cluster(ClusterArgs),
     /// Generate text for one prompt: the text goes to stdout, the figures to stderr.
@@ -297,20 +297,6 @@ impl SpeculationArgs {
     pub fn speculation(&self, sequences_max: usize) -> Option<Speculation> {
         self.speculate.map(|drafts| Speculation { drafts: drafts.into(), sequences_max })
     }
-}
-
-#[derive(Debug, Args)]
-pub struct WorkerArgs {
-    #[command(flatten)]
-    pub model: ModelArgs,
-    /// Which of the cluster's workers this is [default over MPI: its rank].
-    #[arg(long, value_name = "N")]
-    pub id: Option<u32>,
-    /// Where to listen [default: the worker's address in the file of --cluster].
-    #[arg(long, value_name = "HOST:PORT")]
-    pub listen: Option<String>,
-    #[command(flatten)]
-    pub registration: RegistrationArgs,
 }
 
 #[derive(Debug, Args)]

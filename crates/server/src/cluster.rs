@@ -28,7 +28,12 @@ pub fn fabric(config: &ClusterConfig) -> Result<Box<dyn Fabric>> {
     if config.fabric == FabricName::Mpi {
         return mpi::fabric(config);
     }
-    let fabric = TcpFabric::new(Secret::read(&config.secret_file)?);
+    tcp(&config.secret_file, config)
+}
+
+/// The same over TCP, with a secret from elsewhere.
+pub fn tcp(secret_file: &Path, config: &ClusterConfig) -> Result<Box<dyn Fabric>> {
+    let fabric = TcpFabric::new(Secret::read(secret_file)?);
     Ok(match &config.tls {
         None => Box::new(fabric),
         Some(tls) => Box::new(fabric.with_certificates(Certificates::read(&tls.files())?)),

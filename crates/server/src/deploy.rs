@@ -11,7 +11,8 @@ use std::path::{Path, PathBuf};
 
 use clap::Parser;
 
-use crate::cli::{Cli, Command, ServeArgs, WorkerArgs};
+use crate::cli::{Cli, Command, ServeArgs};
+use crate::commands::worker::WorkerArgs;
 
 fn folder() -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("../../deploy")

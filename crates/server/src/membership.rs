@@ -1,6 +1,6 @@
 //! Workers that are found in etcd: what `--cluster etcd://…` says, and how servers and workers come together there.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::str::FromStr;
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
@@ -9,8 +9,8 @@ use anyhow::{Context, Result, anyhow};
 use clap::Args;
 use lingqu_backend::Backend;
 use lingqu_cluster::{ClusterConfig, ClusterControl, ClusterExchange, Deadlines, Worker, WorkerConfig, WorkerId};
-use lingqu_fabric::{Secret, TcpFabric};
-use lingqu_membership::{Address, CONFIG_BYTES_MAX, EtcdError, Member, Registered, Registration, Registry};
+use lingqu_fabric::Fabric;
+use lingqu_membership::{Address, CONFIG_BYTES_MAX, EtcdError, Member, Registered, Registration, Registry, Tls};
 use lingqu_model::{LoadOptions, Package};
 
 use crate::{Usage, cluster};
@@ -44,6 +44,15 @@ pub struct EtcdArgs {
     /// Settings of a cluster in etcd, as in a cluster's file but without workers and secret: put there unless some are.
     #[arg(long, value_name = "FILE", requires = "cluster")]
     pub cluster_config: Option<PathBuf>,
+    /// Certificates of the authorities by which etcd is trusted: it is spoken to over TLS then.
+    #[arg(long, value_name = "FILE", requires = "cluster")]
+    pub etcd_ca: Option<PathBuf>,
+    /// Certificate that etcd is shown.
+    #[arg(long, value_name = "FILE", requires_all = ["etcd_ca", "etcd_key"])]
+    pub etcd_certificate: Option<PathBuf>,
+    /// Private key of that certificate.
+    #[arg(long, value_name = "FILE", requires = "etcd_certificate")]
+    pub etcd_key: Option<PathBuf>,
 }
 
 /// What a worker says of itself in etcd.
@@ -63,21 +72,37 @@ pub struct RegistrationArgs {
 impl EtcdArgs {
     /// With a cluster in a file.
     pub fn must_be_unused(&self) -> Result<()> {
-        let Self { cluster_secret, cluster_config } = self;
-        match cluster_secret.is_some() || cluster_config.is_some() {
-            true => Err(Usage("--cluster-secret and --cluster-config are for --cluster etcd://…".into()).into()),
+        let Self { cluster_secret, cluster_config, etcd_ca, .. } = self;
+        match [cluster_secret, cluster_config, etcd_ca].into_iter().any(Option::is_some) {
+            true => {
+                let problem = "--cluster-secret, --cluster-config and --etcd-ca are for --cluster etcd://…";
+                Err(Usage(problem.into()).into())
+            }
             false => Ok(()),
         }
     }
 
-    /// The way between the processes.
-    pub fn fabric(&self) -> Result<TcpFabric> {
+    /// What all processes share.
+    fn secret(&self) -> Result<&Path> {
         let missing = || Usage("--cluster etcd://… needs --cluster-secret FILE".into());
-        Ok(TcpFabric::new(Secret::read(self.cluster_secret.as_deref().ok_or_else(missing)?)?))
+        Ok(self.cluster_secret.as_deref().ok_or_else(missing)?)
+    }
+
+    fn registry(&self, address: &Address) -> Result<Registry> {
+        let read = |file: &Path| std::fs::read(file).with_context(|| format!("cannot read {}", file.display()));
+        let own = match (&self.etcd_certificate, &self.etcd_key) {
+            (Some(certificate), Some(key)) => Some([read(certificate)?, read(key)?]),
+            _ => None,
+        };
+        let tls = match &self.etcd_ca {
+            Some(ca) => Some(Tls { ca: read(ca)?, own }),
+            None => None,
+        };
+        Ok(Registry::new(address, tls.as_ref())?)
     }
 
     /// The settings of the cluster: those in etcd. Waits for them, and for etcd, as long as a start may take.
-    pub async fn settings(&self, registry: &Registry) -> Result<ClusterConfig> {
+    async fn settings(&self, registry: &Registry) -> Result<ClusterConfig> {
         let began = Instant::now();
         let own = match &self.cluster_config {
             Some(file) => Some(ClusterConfig::read_settings(file, CONFIG_BYTES_MAX)?),
@@ -123,15 +148,16 @@ pub fn connect(
     device: &Arc<dyn Backend>,
     options: &LoadOptions,
 ) -> Result<Arc<ClusterExchange>> {
-    let (fabric, model) = (args.fabric()?, cluster::model(package, options)?);
+    let (secret, model) = (args.secret()?, cluster::model(package, options)?);
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().context("cannot start")?;
     let (registry, mut config) = runtime
         .block_on(async {
-            let registry = Registry::new(address)?;
+            let registry = args.registry(address)?;
             let config = args.settings(&registry).await?;
             anyhow::Ok((registry, config))
         })
         .with_context(|| format!("the cluster {address}"))?;
+    let fabric = cluster::tcp(secret, &config)?;
     let (group, lease) = (Arc::new(Group::default()), Duration::from_millis(config.deadlines.lease_ms));
     let of_thread = Arc::clone(&group);
     let follow = move || {
@@ -140,7 +166,7 @@ pub fn connect(
     std::thread::Builder::new().name("membership".into()).spawn(follow).context("cannot start a thread")?;
     let members = group.await_members(&config).with_context(|| format!("the cluster {address}"))?;
     config.workers = members.iter().map(worker_config).collect();
-    let exchange = ClusterExchange::start(&config, Box::new(fabric), Arc::clone(device), &model);
+    let exchange = ClusterExchange::start(&config, fabric, Arc::clone(device), &model);
     let exchange = Arc::new(exchange.with_context(|| format!("the cluster {address}"))?);
     group.attach(exchange.control(), members);
     Ok(exchange)
@@ -234,17 +260,17 @@ impl Heard {
 pub struct Enrolment {
     registry: Registry,
     id: u32,
-    registration: Registration,
     deadlines: Deadlines,
     registered: Option<Registered>,
 }
 
 impl Enrolment {
-    /// Finds the cluster's settings. `address` is where the worker listens.
-    pub async fn new(at: &Address, id: u32, args: &EtcdArgs, registration: Registration) -> Result<Self> {
-        let registry = Registry::new(at)?;
-        let deadlines = args.settings(&registry).await.with_context(|| format!("the cluster {at}"))?.deadlines;
-        Ok(Self { registry, id, registration, deadlines, registered: None })
+    /// Finds the cluster's settings, and by them the way between its processes.
+    pub async fn new(at: &Address, id: u32, args: &EtcdArgs) -> Result<(Self, Box<dyn Fabric>)> {
+        let (secret, registry) = (args.secret()?, args.registry(at)?);
+        let config = args.settings(&registry).await.with_context(|| format!("the cluster {at}"))?;
+        let fabric = cluster::tcp(secret, &config)?;
+        Ok((Self { registry, id, deadlines: config.deadlines, registered: None }, fabric))
     }
 
     /// Registers `worker`, and again whenever etcd says that it is not registered any more; before that it answers
@@ -252,11 +278,11 @@ impl Enrolment {
     ///
     /// # Errors
     /// Another process has its number; or etcd was not there at the start.
-    pub async fn hold(&mut self, worker: &Worker) -> Result<std::convert::Infallible> {
+    pub async fn hold(&mut self, worker: &Worker, registration: &Registration) -> Result<std::convert::Infallible> {
         let lease = Duration::from_millis(self.deadlines.lease_ms);
         let mut patience = Duration::from_millis(self.deadlines.start_ms);
         loop {
-            let registered = self.registry.register(self.id, &self.registration, lease, patience).await?;
+            let registered = self.registry.register(self.id, registration, lease, patience).await?;
             self.registered = Some(registered);
             worker.admit_as(registered.incarnation);
             eprintln!("lingqu: worker {} is registered, as incarnation {}", self.id, registered.incarnation);

@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 
 use lingqu_proto::v1::GenerateRequest;
 use lingqu_proto::v1::generate_event::Event;
-use support::server::{Server, request, stream};
+use support::server::{Server, get, request, stream};
 use support::worker::{Worker, listed};
 use support::{Run, golden_folder, lingqu, lingqu_with_input};
 use tonic::Code;
@@ -208,4 +208,29 @@ fn who_does_not_belong_is_refused() {
     let without = worker(&["--id", "0"]);
     assert!(without.code == 2 && without.stderr.contains("--cluster"), "{}", without.stderr);
     workers[0].signal("TERM");
+}
+
+#[test]
+fn a_worker_is_ready_while_a_server_has_it_work() {
+    let folder = Folder::new("ready");
+    let file = folder.write("workers", &["127.0.0.1:1".to_owned()], "");
+    let worker = Worker::start(&file, 0, "127.0.0.1:0", &["--http-addr", "127.0.0.1:0"]);
+    let code = |path: &str| get(&worker.http, path).split(' ').nth(1).expect("a code").to_owned();
+    let until = |expected: &str| {
+        let until = Instant::now() + Duration::from_secs(60);
+        while code("/ready") != expected {
+            assert!(Instant::now() < until, "{}", get(&worker.http, "/ready"));
+            std::thread::sleep(Duration::from_millis(20));
+        }
+    };
+    assert_eq!([code("/health"), code("/ready"), code("/nothing")], ["200", "503", "404"]);
+    let serve = folder.write("serve", std::slice::from_ref(&worker.address), "[deadlines]\nheartbeat_ms = 100\n");
+    let server = Server::start(&["--cluster", &serve]);
+    until("200");
+    let metrics = get(&worker.http, "/metrics");
+    assert!(metrics.contains("\nlingqu_worker_ready 1\n"), "{metrics}");
+    assert!(!metrics.contains("\nlingqu_worker_experts 0\n"), "{metrics}");
+    drop(server);
+    until("503");
+    assert_eq!(code("/health"), "200");
 }

@@ -8,10 +8,10 @@ use std::process::{Child, ChildStderr, Command, Stdio};
 use std::sync::{Arc, Condvar, Mutex};
 use std::time::{Duration, Instant};
 
-use lingqu_membership::{Address, Registry};
+use lingqu_membership::{Address, Registry, Tls};
 use lingqu_proto::v1::generate_event::Event;
 use lingqu_proto::v1::inference_client::InferenceClient;
-use lingqu_testkit::etcd::Etcd;
+use lingqu_testkit::etcd::{CertificateFiles, Etcd};
 use support::lingqu;
 use support::server::{Server, request, stream};
 use tonic::transport::Channel;
@@ -35,15 +35,39 @@ const AWAY: Duration = Duration::from_secs(10);
 struct Cluster {
     etcd: Etcd,
     folder: PathBuf,
+    /// What its processes show etcd, and trust it by.
+    certificates: Option<CertificateFiles>,
+}
+
+/// Those of the fabric's tests.
+fn certificates_of(name: &str) -> CertificateFiles {
+    let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("../fabric/tests/tls");
+    let file = |name: &str| folder.join(name).canonicalize().expect("it is there");
+    CertificateFiles {
+        ca: file("ca.pem"),
+        certificate: file(&format!("{name}.pem")),
+        key: file(&format!("{name}.key")),
+    }
+}
+
+fn args_of(certificates: &CertificateFiles) -> Vec<String> {
+    let CertificateFiles { ca, certificate, key } = certificates;
+    let flags = [("--etcd-ca", ca), ("--etcd-certificate", certificate), ("--etcd-key", key)];
+    flags.into_iter().flat_map(|(flag, file)| [flag.into(), file.to_str().expect("UTF-8").into()]).collect()
 }
 
 impl Cluster {
     fn start(name: &str, settings: &str) -> Option<Self> {
+        Self::start_as(name, settings, None)
+    }
+
+    fn start_as(name: &str, settings: &str, certificates: Option<CertificateFiles>) -> Option<Self> {
         let folder = PathBuf::from(env!("CARGO_TARGET_TMPDIR")).join(format!("etcd-{name}"));
         std::fs::create_dir_all(&folder).expect("a folder for tests");
         std::fs::write(folder.join("secret"), "an open secret of tests").expect("written");
         std::fs::write(folder.join("settings.toml"), settings).expect("written");
-        Some(Self { etcd: Etcd::start(&folder.join("etcd"))?, folder })
+        let etcd = Etcd::start_as(&folder.join("etcd"), "127.0.0.1", certificates.clone())?;
+        Some(Self { etcd, folder, certificates })
     }
 
     fn address(&self) -> String {
@@ -54,13 +78,20 @@ impl Cluster {
         let path = |name: &str| self.folder.join(name).to_str().expect("a UTF-8 path").to_owned();
         let flags = ["--cluster", "--cluster-secret", "--cluster-config"].map(str::to_owned);
         let [cluster, secret, config] = flags;
-        vec![cluster, self.address(), secret, path("secret"), config, path("settings.toml")]
+        let mut args = vec![cluster, self.address(), secret, path("secret"), config, path("settings.toml")];
+        args.extend(self.certificates.iter().flat_map(args_of));
+        args
     }
 
     /// Ids and incarnations of those who are registered.
     async fn registered(&self) -> Vec<(u32, u64)> {
         let address: Address = self.address().parse().expect("sound");
-        let registry = Registry::new(&address).expect("sound");
+        let read = |file: &Path| std::fs::read(file).expect("it is there");
+        let tls = self.certificates.as_ref().map(|CertificateFiles { ca, certificate, key }| Tls {
+            ca: read(ca),
+            own: Some([read(certificate), read(key)]),
+        });
+        let registry = Registry::new(&address, tls.as_ref()).expect("sound");
         let (members, _) = registry.workers().await.expect("etcd is there");
         members.iter().map(|member| (member.id, member.incarnation)).collect()
     }
@@ -303,6 +334,41 @@ async fn without_etcd_all_goes_on() {
     cluster.until("all register again", |there| there.len() == 3).await;
     assert!(events.rest().await == expected, "while etcd loses its data");
     assert!(stream(&mut client, request(LONG)).await == expected, "after etcd lost its data");
+}
+
+/// etcd, and workers by what etcd says, take those alone who show a certificate of the cluster's authority.
+#[tokio::test]
+async fn certificates_on_every_way() {
+    let node = certificates_of("node");
+    let [ca, certificate, key] = [&node.ca, &node.certificate, &node.key].map(|file| file.display());
+    let tls = format!("[tls]\nca = \"{ca}\"\ncertificate = \"{certificate}\"\nkey = \"{key}\"\n");
+    let Some(cluster) = Cluster::start_as("tls", &(SETTINGS.to_owned() + &tls), Some(node)) else { return };
+    let expected = undisturbed().await;
+    let workers: Vec<Process> = (0..2).map(|id| Process::worker(&cluster, id)).collect();
+    let server = Process::serve(&cluster);
+    assert!(stream(&mut server.client().await, request(LONG)).await == expected);
+    assert_eq!(cluster.registered().await.len(), workers.len());
+
+    let short = cluster.folder.join("short.toml");
+    std::fs::write(&short, "[deadlines]\nstart_ms = 300\n").expect("written");
+    let address = cluster.address();
+    let secret = cluster.folder.join("secret");
+    let [short, secret] = [&short, &secret].map(|file| file.to_str().expect("UTF-8"));
+    let call = ["generate", "--prompt", "x", "--cluster", &address, "--cluster-secret", secret];
+    let check = |more: &[String], says: &str| {
+        let more: Vec<&str> = more.iter().map(String::as_str).collect();
+        let run = lingqu(&[&call[..], &["--cluster-config", short], &more].concat());
+        assert!(run.code == 1 && run.stderr.contains(says), "{}: {}", run.code, run.stderr);
+    };
+    check(&[], "does not answer");
+    check(&args_of(&certificates_of("stranger")), "does not answer");
+    let mut other = certificates_of("node");
+    other.ca.set_file_name("other-ca.pem");
+    check(&args_of(&other), "UnknownIssuer");
+    other.ca.set_file_name("node.key");
+    check(&args_of(&other), "certificates for etcd: ");
+    other.ca.set_file_name("nobody.pem");
+    check(&args_of(&other), "nobody.pem");
 }
 
 #[test]

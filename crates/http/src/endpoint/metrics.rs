@@ -24,7 +24,7 @@ pub async fn metrics(State(app): State<Arc<App>>) -> Response {
         cluster(&mut page, &control.status());
     }
     page.gauge("lingqu_engine_up", "1 while the engine runs.", u64::from(engine.ended().is_none()));
-    ([(CONTENT_TYPE, TEXT_FORMAT)], page.0).into_response()
+    page.into_response()
 }
 
 fn requests(page: &mut Page, metrics: &Metrics) {
@@ -112,7 +112,7 @@ fn cluster(page: &mut Page, status: &ClusterStatus) {
 
 /// A page of metrics.
 #[derive(Default)]
-struct Page(String);
+pub struct Page(String);
 
 impl Page {
     fn head(&mut self, name: &str, kind: &str, help: &str) {
@@ -127,7 +127,7 @@ impl Page {
         writeln!(self.0, "{line}").expect("strings take all");
     }
 
-    fn gauge(&mut self, name: &str, help: &str, value: u64) {
+    pub fn gauge(&mut self, name: &str, help: &str, value: u64) {
         self.head(name, "gauge", help);
         self.sample(name, "", value);
     }
@@ -135,6 +135,10 @@ impl Page {
     fn counter(&mut self, name: &str, help: &str, value: u64) {
         self.head(name, "counter", help);
         self.sample(name, "", value);
+    }
+
+    pub fn into_response(self) -> Response {
+        ([(CONTENT_TYPE, TEXT_FORMAT)], self.0).into_response()
     }
 
     fn histogram(&mut self, name: &str, help: &str, histogram: &Histogram) {

@@ -2,7 +2,7 @@
 
 mod generate;
 mod health;
-mod metrics;
+pub mod metrics;
 mod models;
 
 use std::sync::Arc;

@@ -152,7 +152,7 @@ fn check(objects: &[Value], cluster_toml: &str) {
             .collect();
         assert_eq!(policies.len(), 1, "{:?}", pods.labels);
         assert_eq!(strings(policies[0], "/spec/policyTypes"), ["Ingress", "Egress"]);
-        for port in array(policies[0], "/spec/ingress/0/ports") {
+        for port in array(policies[0], "/spec/ingress").iter().flat_map(|rule| array(rule, "/ports")) {
             pods.port(text(port, "/port"));
         }
     }
@@ -195,6 +195,11 @@ fn check_workers(pods: &Pods<'_>, config: &ClusterConfig, objects: &[Value]) {
     let args = worker(&pods.words);
     let listen = args.listen.expect("it listens for others");
     assert_eq!(listen, format!("0.0.0.0:{}", pods.port("experts")));
+    let health = args.http_addr.expect("its probes ask there");
+    assert!(health.ip().is_unspecified() && u64::from(health.port()) == pods.port("health"), "{health}");
+    for (probe, path) in [("startupProbe", "/health"), ("readinessProbe", "/ready"), ("livenessProbe", "/health")] {
+        assert_eq!(text(&pods.container[probe], "/httpGet/path"), path, "{probe}");
+    }
     check_files(pods);
     let (owner, name) = (pods.owner, text(pods.owner, "/metadata/name"));
     let expected: Vec<(u32, String)> = if owner["kind"] == "StatefulSet" {

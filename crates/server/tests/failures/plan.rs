@@ -30,13 +30,18 @@ pub enum Fault {
     WrongCheckpoint,
     WrongSecret,
     WrongVersion,
+    /// kill -9 of etcd, and another process with its data in its place.
+    KillEtcd,
+    /// … and another process without its data.
+    LoseEtcd,
     /// kill -9 of all workers, and others in their places.
     KillAll,
     /// SIGSTOP of all workers, and SIGCONT.
     StopAll,
 }
 
-pub const FAULTS: [Fault; 14] = [
+/// Those of one worker come first.
+pub const FAULTS: [Fault; 16] = [
     Fault::Kill,
     Fault::Restart,
     Fault::Stop,
@@ -49,9 +54,14 @@ pub const FAULTS: [Fault; 14] = [
     Fault::WrongCheckpoint,
     Fault::WrongSecret,
     Fault::WrongVersion,
+    Fault::KillEtcd,
+    Fault::LoseEtcd,
     Fault::KillAll,
     Fault::StopAll,
 ];
+/// How many of [`FAULTS`] are of one worker, and how many of these need nothing but its process.
+const OF_ONE: usize = 12;
+const OF_PROCESS: usize = 3;
 
 impl fmt::Display for Fault {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
@@ -68,6 +78,8 @@ impl fmt::Display for Fault {
             Self::WrongCheckpoint => "replaced by another checkpoint",
             Self::WrongSecret => "replaced by another secret",
             Self::WrongVersion => "replaced by another version",
+            Self::KillEtcd => "etcd: kill -9, restarted",
+            Self::LoseEtcd => "etcd: kill -9, restarted without its data",
             Self::KillAll => "all workers: kill -9, restarted",
             Self::StopAll => "all workers: SIGSTOP, SIGCONT",
         })
@@ -80,13 +92,17 @@ impl Fault {
         matches!(self, Self::KillAll | Self::StopAll)
     }
 
+    pub fn is_of_etcd(self) -> bool {
+        matches!(self, Self::KillEtcd | Self::LoseEtcd)
+    }
+
     /// Whether something of ours is on the way to the worker, whatever the site.
     pub fn needs_road(self) -> bool {
         matches!(self, Self::Reset | Self::GarbleQuestion | Self::GarbleAnswer | Self::WrongVersion)
     }
 }
 
-/// What happens to one worker.
+/// What happens to one worker, if the fault is of one.
 #[derive(Clone, Copy, Debug)]
 pub struct Event {
     pub fault: Fault,
@@ -109,6 +125,11 @@ pub struct Plan {
 }
 
 impl Plan {
+    /// Whether workers are found in etcd, not in a file.
+    pub fn has_etcd(&self) -> bool {
+        self.events.iter().any(|event| event.fault.is_of_etcd())
+    }
+
     /// The first fault comes in turn, so that any hundred seeds have them all.
     pub fn draw(seed: u64) -> Self {
         let mut rng = Rng::new(seed);
@@ -126,7 +147,7 @@ impl Plan {
         let second = event(Fault::Kill, (worker + 1) % workers);
         // Somebody is always well, unless that is the point.
         if workers > 2 && !first.is_of_all() && rng.chance(40) {
-            let fault = FAULTS[rng.below(FAULTS.len() - 2)];
+            let fault = FAULTS[rng.below(if first.is_of_etcd() { OF_PROCESS } else { OF_ONE })];
             events.push(Event { fault, ..second });
         }
         events.sort_by_key(|event| event.begins);

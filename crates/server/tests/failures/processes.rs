@@ -5,6 +5,7 @@ use std::net::{TcpListener, TcpStream};
 use std::path::PathBuf;
 use std::time::Duration;
 
+use lingqu_testkit::etcd::Etcd;
 use lingqu_testkit::proxy::From;
 use lingqu_testkit::road::{Condition, Road};
 
@@ -78,8 +79,33 @@ pub struct Workers {
     other_model: String,
     has_netem: bool,
     has_links: bool,
-    /// Of the server.
-    pub file: String,
+    /// Where workers are found, if not in a file.
+    etcd: Option<EtcdSite>,
+    /// How the server is told of them.
+    pub of_server: Vec<String>,
+}
+
+struct EtcdSite {
+    etcd: Etcd,
+    secret: String,
+    settings: String,
+}
+
+impl EtcdSite {
+    fn start(folder: &Folder, site: &Site, settings: &str) -> Self {
+        let host = if site.namespaces.is_ok() { "0.0.0.0" } else { "127.0.0.1" };
+        let path = |name: &str| folder.path.join(name).to_str().expect("a UTF-8 path").to_owned();
+        std::fs::write(path("settings.toml"), settings).expect("written");
+        let etcd = Etcd::start_as(&folder.path.join("etcd"), host, None).expect("the site has one");
+        Self { etcd, secret: path("secret"), settings: path("settings.toml") }
+    }
+
+    /// What says where the cluster is, to who calls this host `host`.
+    fn args(&self, host: &str) -> Vec<String> {
+        let at = format!("etcd://{host}:{}/failures", self.etcd.port());
+        let args = ["--cluster", &at, "--cluster-secret", &self.secret, "--cluster-config", &self.settings];
+        args.map(str::to_owned).to_vec()
+    }
 }
 
 impl Workers {
@@ -91,13 +117,21 @@ impl Workers {
             let address = place.listen.clone();
             Member { process: None, stub: None, road: None, place, address }
         };
+        let recovery_ms = if plan.events.iter().any(|event| event.fault.is_of_all()) { 1500 } else { 30_000 };
+        let wire = if plan.is_narrow { "bf16" } else { "f32" };
+        let (redundancy, least) = (plan.redundancy, if plan.has_etcd() { plan.workers } else { 1 });
+        let rest = format!(
+            "wire = \"{wire}\"\n[placement]\nredundancy = {redundancy:.1}\nworkers_min = {least}\n[deadlines]\n\
+             step_ms = 1500\nconnect_ms = 2000\nheartbeat_ms = 500\nrecovery_ms = {recovery_ms}\nlease_ms = 3000\n"
+        );
         let mut workers = Self {
             members: (0..plan.workers).map(member).collect(),
             files,
             other_model: folder.other_model.clone(),
             has_netem: site.netem.is_ok(),
             has_links: site.namespaces.is_ok(),
-            file: String::new(),
+            etcd: plan.has_etcd().then(|| EtcdSite::start(folder, site, &rest)),
+            of_server: Vec::new(),
         };
         (0..plan.workers).for_each(|worker| workers.run(worker, None));
         for event in &plan.events {
@@ -113,26 +147,24 @@ impl Workers {
         }
         let way = |member: &Member| member.road.as_ref().map_or(member.address.clone(), Road::address);
         let ways: Vec<String> = workers.members.iter().map(way).collect();
-        let recovery_ms = if plan.events.iter().any(|event| event.fault.is_of_all()) { 1500 } else { 30_000 };
-        let wire = if plan.is_narrow { "bf16" } else { "f32" };
-        let rest = format!(
-            "wire = \"{wire}\"\n[placement]\nredundancy = {:.1}\n[deadlines]\nstep_ms = 1500\nconnect_ms = 2000\n\
-             heartbeat_ms = 500\nrecovery_ms = {recovery_ms}\n",
-            plan.redundancy
-        );
-        workers.file = folder.write("serve", "secret", &ways, &rest);
+        workers.of_server = match &workers.etcd {
+            Some(etcd) => etcd.args("127.0.0.1"),
+            None => vec!["--cluster".into(), folder.write("serve", "secret", &ways, &rest)],
+        };
         workers
     }
 
     /// Starts the process of a worker, or one that does not belong.
     fn run(&mut self, worker: usize, impostor: Option<Fault>) {
-        let Self { members, files, other_model, .. } = self;
+        let Self { members, files, other_model, etcd, .. } = self;
         let member = &mut members[worker];
         member.process = None;
         let mut command = member.place.command(&binary());
-        let file = &files[usize::from(impostor == Some(Fault::WrongSecret))];
-        command.args(["worker", "--cluster", file, "--id", &worker.to_string(), "--threads", "1"]);
-        command.args(["--listen", &member.address]);
+        command.args(["worker", "--id", &worker.to_string(), "--threads", "1", "--listen", &member.address]);
+        match etcd {
+            Some(etcd) => command.args(etcd.args(&member.place.home)),
+            None => command.args(["--cluster", &files[usize::from(impostor == Some(Fault::WrongSecret))]]),
+        };
         if impostor == Some(Fault::WrongCheckpoint) {
             command.args(["--model", other_model]);
         }
@@ -163,6 +195,8 @@ impl Workers {
                 member.road().lead_to(&stub.address);
                 member.stub = Some(stub);
             }
+            Fault::KillEtcd => self.etcd().kill(),
+            Fault::LoseEtcd => self.etcd().lose_data(),
             Fault::KillAll => self.members.iter_mut().for_each(|member| member.process = None),
             Fault::StopAll => (0..all).for_each(|worker| self.members[worker].signal("STOP")),
         }
@@ -184,9 +218,14 @@ impl Workers {
                 member.stub = None;
                 member.road().lead_to(&member.address);
             }
+            Fault::KillEtcd | Fault::LoseEtcd => self.etcd().restart(),
             Fault::KillAll => (0..all).for_each(|worker| self.run(worker, None)),
             Fault::StopAll => (0..all).for_each(|worker| self.members[worker].signal("CONT")),
         }
+    }
+
+    fn etcd(&mut self) -> &mut Etcd {
+        &mut self.etcd.as_mut().expect("the plan said so").etcd
     }
 }
 

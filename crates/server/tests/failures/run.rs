@@ -89,7 +89,8 @@ async fn follow(
 /// Whatever happens, the report says so.
 pub async fn run(plan: &Plan, site: &Site, folder: &Folder, expected: &Expected) -> Report {
     let mut workers = Workers::start(plan, site, folder);
-    let server = Server::start(&["--cluster", &workers.file, "--threads", "1"]);
+    let args: Vec<&str> = workers.of_server.iter().map(String::as_str).chain(["--threads", "1"]).collect();
+    let server = Server::start(&args);
     let faults: Vec<Fault> = plan.events.iter().map(|event| event.fault).collect();
     let mut report = Report { seed: plan.seed, faults, ..Report::default() };
 

@@ -17,6 +17,8 @@ pub struct Site {
     pub namespaces: Result<(), String>,
     /// Whether the kernel delays and drops packets for us; why not, if not.
     pub netem: Result<(), String>,
+    /// Whether there is a program of that name; why not, if not.
+    pub etcd: Result<(), String>,
 }
 
 fn run(program: &str, args: &[&str]) -> Result<(), String> {
@@ -32,18 +34,19 @@ fn run(program: &str, args: &[&str]) -> Result<(), String> {
 
 /// Runs the test `name` in a namespace, where that is permitted; its site if this process is to run it.
 pub fn enter(name: &str) -> Option<Site> {
+    let etcd = run("etcd", &["--version"]);
     if std::env::var_os(INSIDE).is_some() {
         run("ip", &["link", "set", "lo", "up"]).expect("a loopback");
         let netem = run("tc", &["qdisc", "add", "dev", "lo", "root", "netem", "delay", "0ms"]);
         if netem.is_ok() {
             run("tc", &["qdisc", "del", "dev", "lo", "root"]).expect("it was just added");
         }
-        return Some(Site { namespaces: Ok(()), netem });
+        return Some(Site { namespaces: Ok(()), netem, etcd });
     }
     let two = "ip link add veth0 type veth peer name veth1 && unshare -n nsenter --version";
     if let Err(why) = run("unshare", &["-n", "sh", "-c", two]) {
         let netem = Err("loopback is everybody's".to_owned());
-        return Some(Site { namespaces: Err(why), netem });
+        return Some(Site { namespaces: Err(why), netem, etcd });
     }
     let this = std::env::current_exe().expect("a test");
     let mut inside = Command::new("unshare");
@@ -60,6 +63,8 @@ pub struct Place {
     /// The server's end of the link.
     link: String,
     pub listen: String,
+    /// The server's host, as it is called from here.
+    pub home: String,
 }
 
 impl Place {
@@ -67,7 +72,7 @@ impl Place {
     pub fn new(site: &Site, run_number: u64, number: usize) -> Self {
         let link = format!("w{run_number}x{number}");
         if site.namespaces.is_err() {
-            return Self { holder: None, link, listen: "127.0.0.1:0".into() };
+            return Self { holder: None, link, listen: "127.0.0.1:0".into(), home: "127.0.0.1".into() };
         }
         let mut holder = Command::new("unshare")
             .args(["-n", "sh", "-c", "echo there; read end"])
@@ -79,7 +84,8 @@ impl Place {
         BufReader::new(holder.stdout.take().expect("piped")).read_line(&mut line).expect("text");
         assert_eq!(line.trim(), "there", "a namespace");
         let pid = holder.id().to_string();
-        let place = Self { holder: Some(holder), link, listen: format!("10.99.{number}.2:{PORT}") };
+        let (listen, home) = (format!("10.99.{number}.2:{PORT}"), format!("10.99.{number}.1"));
+        let place = Self { holder: Some(holder), link, listen, home };
         let [ours, theirs] = [1, 2].map(|side| format!("10.99.{number}.{side}/24"));
         let link = place.link.as_str();
         let inside = |args: &[&str]| run("nsenter", &[&["-t", &pid, "-n", "ip"], args].concat());

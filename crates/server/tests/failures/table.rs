@@ -3,7 +3,7 @@
 use std::fmt::Write;
 use std::time::Duration;
 
-use crate::plan::{FAULTS, Plan};
+use crate::plan::{Event, FAULTS, Plan};
 use crate::run::Report;
 use crate::site::Site;
 
@@ -20,7 +20,11 @@ pub fn heading(site: &Site) -> String {
 }
 
 pub fn line(plan: &Plan, report: &Report) -> String {
-    let events: Vec<String> = plan.events.iter().map(|e| format!("worker {}: {}", e.worker, e.fault)).collect();
+    let event = |event: &Event| match event.fault {
+        fault if fault.is_of_all() || fault.is_of_etcd() => fault.to_string(),
+        fault => format!("worker {}: {fault}", event.worker),
+    };
+    let events: Vec<String> = plan.events.iter().map(event).collect();
     let mut line = format!(
         "seed {:3}: {} workers, redundancy {}, {} streams; {}: {} exact, {} unavailable, recovery {} ms",
         plan.seed,

@@ -59,11 +59,7 @@ impl Server {
 
     /// Response to a GET, head and all.
     pub fn get(&self, path: &str) -> String {
-        let mut stream = TcpStream::connect(&self.http).expect("the port is open");
-        write!(stream, "GET {path} HTTP/1.1\r\nhost: x\r\nconnection: close\r\n\r\n").expect("taken");
-        let mut told = String::new();
-        stream.read_to_string(&mut told).expect("text");
-        told
+        get(&self.http, path)
     }
 
     /// Sends a POST and reads the response until `enough`, or to its end.
@@ -106,6 +102,15 @@ impl Drop for Server {
         let _ = self.child.kill();
         let _ = self.child.wait();
     }
+}
+
+/// Response to a GET, head and all.
+pub fn get(address: &str, path: &str) -> String {
+    let mut stream = TcpStream::connect(address).expect("the port is open");
+    write!(stream, "GET {path} HTTP/1.1\r\nhost: x\r\nconnection: close\r\n\r\n").expect("taken");
+    let mut told = String::new();
+    stream.read_to_string(&mut told).expect("text");
+    told
 }
 
 pub fn request(max_tokens: u32) -> GenerateRequest {

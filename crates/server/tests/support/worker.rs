@@ -8,6 +8,8 @@ pub struct Worker {
     child: Child,
     /// Where it listens.
     pub address: String,
+    /// Where it says how it is; empty if nowhere.
+    pub http: String,
 }
 
 impl Worker {
@@ -24,16 +26,20 @@ impl Worker {
         let mut child = command.stderr(Stdio::piped()).spawn().expect("the binary starts");
         let mut stderr = BufReader::new(child.stderr.take().expect("piped"));
         let begin = format!("lingqu: worker {id} on ");
+        let mut http = String::new();
         let address = loop {
             let mut line = String::new();
             assert!(stderr.read_line(&mut line).expect("stderr is text") > 0, "worker {id} ended before it listened");
             if let Some(address) = line.trim().strip_prefix(&begin) {
                 break address.to_owned();
             }
+            if let Some(address) = line.trim().strip_prefix("lingqu: HTTP on ") {
+                http = address.to_owned();
+            }
         };
         // Nobody who logs waits for us.
         std::thread::spawn(move || std::io::copy(&mut stderr, &mut std::io::sink()));
-        Self { child, address }
+        Self { child, address, http }
     }
 
     pub fn signal(&self, name: &str) {
