@@ -16,6 +16,9 @@ use lingqu_backend::BackendError;
 /// decode was a sixth slower and prompts a quarter.
 const SPIN_US_MAX: u64 = 5_000;
 
+/// After so long it spins only while nobody else wants the core, such as workers of a cluster on the same machine.
+const SPIN_ALONE_US: u64 = 50;
+
 type Job = *const (dyn Fn(usize) + Sync);
 
 /// The calling thread is member 0; the others wait in the background.
@@ -185,8 +188,12 @@ fn spin_until(condition: impl Fn() -> bool) -> bool {
             }
             std::hint::spin_loop();
         }
-        if start.elapsed() > Duration::from_micros(SPIN_US_MAX) {
+        let waited = start.elapsed();
+        if waited > Duration::from_micros(SPIN_US_MAX) {
             return condition();
+        }
+        if waited > Duration::from_micros(SPIN_ALONE_US) {
+            std::thread::yield_now();
         }
     }
 }
