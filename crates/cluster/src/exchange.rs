@@ -14,7 +14,7 @@ use crate::control::ClusterControl;
 use crate::keeper::Keeper;
 use crate::machine::{Machine, System};
 use crate::members::{LoadError, Members, Peer, Roster, is_refusal, load};
-use crate::message::{COMPUTE, FAILED, OUTPUTS, Pair, encode_compute};
+use crate::message::{COMPUTE, FAILED, OUTPUTS, PING, Pair, encode_compute};
 use crate::session::Asked;
 use crate::traffic::Traffic;
 use crate::{ClusterError, config::Deadlines};
@@ -306,7 +306,8 @@ impl ClusterExchange {
         if able.is_empty() || !self.members.config.adopt {
             return false;
         }
-        for (&peer, part) in able.iter().zip(experts.chunks(experts.len().div_ceil(able.len()))) {
+        let able = self.living(roster, able);
+        for (&peer, part) in able.iter().zip(experts.chunks(experts.len().div_ceil(able.len().max(1)))) {
             let deadline = self.members.now() + Duration::from_millis(self.members.deadlines.load_ms);
             let part = &part[..part.len().min(room(&roster.peers[peer]))];
             let order = roster.order(work.layer, part);
@@ -326,6 +327,29 @@ impl ClusterExchange {
             }
         }
         true
+    }
+
+    /// Those of `peers` that give a sign of life now; others are fenced. A load may take long, so one that stalls is
+    /// not to be found out by it.
+    fn living(&self, roster: &mut Roster, peers: Vec<usize>) -> Vec<usize> {
+        let deadline = self.members.now() + self.members.deadlines.step(0);
+        let mut asked = Vec::new();
+        for peer in peers {
+            let Some(session) = &mut roster.peers[peer].session else { continue };
+            match session.ask(PING, &[], 0, deadline) {
+                Ok(ping) => asked.push((peer, ping)),
+                Err(problem) => self.members.fence(roster, peer, problem),
+            }
+        }
+        let mut living = Vec::new();
+        for (peer, ping) in asked {
+            let Some(session) = &mut roster.peers[peer].session else { continue };
+            match session.answer(ping, deadline, |_, _| ()) {
+                Ok(()) => living.push(peer),
+                Err(problem) => self.members.fence(roster, peer, problem),
+            }
+        }
+        living
     }
 
     /// Brings every output home, from whomever, or says why that cannot be.

@@ -15,6 +15,7 @@ use lingqu_cluster::{
 use lingqu_model::{Experts, Package};
 use lingqu_placement::{LayerPlacement, SHARE_WHOLE};
 use lingqu_testkit::proxy::FaultyProxy;
+use lingqu_testkit::road::{Condition, Road};
 use support::*;
 
 /// Only a failing test waits so long.
@@ -227,6 +228,29 @@ fn a_worker_is_lost_in_the_middle() {
     }
     // After one that ended early another one gives the worker its part.
     assert!(early > 0, "all were over before the loss");
+}
+
+/// One that stalls is found out by a sign of life that does not come, not by a load that may take minutes.
+#[test]
+fn one_that_stalls_adopts_nothing() {
+    let cluster = Cluster::new("default", 2);
+    let roads: Vec<Road> =
+        cluster.addresses.iter().map(|address| Road::start(address, 1).expect("a free port")).collect();
+    let through: Vec<String> = roads.iter().map(Road::address).collect();
+    let mut config = config(&through, 0.0);
+    (config.deadlines.step_ms, config.deadlines.recovery_ms) = (3000, 3000);
+    assert!(config.deadlines.load_ms >= 60_000 && config.deadlines.heartbeat_ms >= 10_000);
+    let exchange = start_placed(&config, &cluster.package, &cluster.backend, cluster.all_on_one());
+    assert!(run(&cluster.package, &cluster.backend, behind(&exchange)) == cluster.expected());
+    let began = Instant::now();
+    let outcome = run_with(&cluster.package, &cluster.backend, behind(&exchange), &mut |step| {
+        if step == 2 {
+            roads.iter().for_each(|road| road.set(Condition::Blocked));
+        }
+    });
+    let problem = outcome.expect_err("nobody is left").to_string();
+    assert!(problem.contains("nobody has experts"), "{problem}");
+    assert!(began.elapsed() < Duration::from_secs(50), "{:?}", began.elapsed());
 }
 
 /// Memory for hardly more than there is: copies make room first.

@@ -379,7 +379,7 @@ impl<'a> Steps<'a> {
     /// Every wait is bounded, and every round that fails costs a worker.
     fn check_time(&self, took: Duration) -> Result<(), String> {
         let deadlines = self.world.plan.config.deadlines;
-        let round = ms(2 * (deadlines.step_ms + 2 * deadlines.load_ms));
+        let round = ms(4 * (deadlines.step_ms + deadlines.load_ms));
         let rounds = self.world.plan.config.workers.len() + self.world.plan.events.len() + 1;
         let bound = ms(deadlines.recovery_ms + 2 * 600) + round * rounds as u32;
         if took > bound { Err(format!("a step took {took:?}, more than {bound:?}")) } else { Ok(()) }
