@@ -40,6 +40,8 @@ pub struct Client {
     current: AtomicUsize,
 }
 
+const PEM_CERTIFICATE: &[u8] = b"-----BEGIN CERTIFICATE-----";
+
 /// What TLS towards etcd needs, all PEM.
 #[derive(Clone)]
 pub struct Tls {
@@ -92,6 +94,9 @@ pub enum Event {
 impl Client {
     /// Connects when it is first asked something. To be called in the context of a runtime.
     pub fn new(address: &Address, tls: Option<&Tls>) -> Result<Self> {
+        if tls.is_some_and(|tls| !tls.ca.windows(PEM_CERTIFICATE.len()).any(|part| part == PEM_CERTIFICATE)) {
+            return Err(EtcdError::Tls("there is none of an authority, in PEM".into()));
+        }
         let scheme = if tls.is_some() { "https" } else { "http" };
         let endpoint = |at: &String| {
             let url = format!("{scheme}://{at}");
@@ -249,9 +254,10 @@ fn is_verdict(code: Code) -> bool {
 
 /// The status, and the innermost reason: for a connection that is the telling one.
 fn describe(status: &Status) -> String {
-    match status.source() {
-        Some(reason) => format!("{}: {}", status.message(), innermost(reason)),
-        None => status.message().to_owned(),
+    let said = status.message();
+    match status.source().map(innermost) {
+        Some(reason) if reason != said => format!("{said}: {reason}"),
+        _ => said.to_owned(),
     }
 }
 
