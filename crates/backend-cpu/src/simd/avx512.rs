@@ -1,5 +1,6 @@
 //! AVX-512 with VNNI. A lane is a weight row; activations are broadcast.
 
+use std::arch::asm;
 use std::arch::x86_64::*;
 
 use super::records::{
@@ -95,15 +96,38 @@ fn fetch_ahead(step: &Step<'_>, eighth: usize) {
     }
 }
 
-/// Four activations in each row's lane.
+/// Adds the dots of a line of codes with four activations of each row, `4 I` from where `x` points.
+///
+/// In assembly because a compiler that sees the broadcasts makes all of an octet's at once and, with more of them than
+/// registers, writes each to the stack and reads it again: prompts took more than twice as long.
 ///
 /// # Safety
-/// They must be there.
+/// The activations must be there.
 #[inline]
-#[target_feature(enable = "avx512f")]
-unsafe fn four(x: *const i8) -> __m512i {
-    // SAFETY: the caller's.
-    _mm512_set1_epi32(unsafe { x.cast::<i32>().read_unaligned() })
+#[target_feature(enable = "avx512f,avx512vnni")]
+unsafe fn dot<const N: usize, const I: usize>(dots: &mut [__m512i; N], c: __m512i, x: [*const i8; N]) {
+    for n in 0..N {
+        // SAFETY: it reads the four activations that the caller speaks of.
+        unsafe {
+            asm!(
+                "vpdpbusd {dot}, {c}, dword ptr [{x} + {at}]{{1to16}}",
+                dot = inout(zmm_reg) dots[n],
+                c = in(zmm_reg) c,
+                x = in(reg) x[n],
+                at = const I * 4,
+                options(pure, readonly, nostack, preserves_flags),
+            );
+        }
+    }
+}
+
+/// [`dot`] of some lines of an octet, whose codes `$code` gives by the line's number.
+macro_rules! dot_lines {
+    ($dots:expr, $x:expr, $code:expr, [$($i:literal)*]) => {
+        {
+            $( dot::<_, $i>($dots, $code($i), $x); )*
+        }
+    };
 }
 
 /// One block of 256 values against `N` rows.
@@ -176,11 +200,12 @@ unsafe fn octet<const N: usize, const PLAN: u8, const SCALES: u8, const Q: usize
     unsafe {
         for g in 0..groups {
             let mut dots = [_mm512_setzero_si512(); N];
-            for i in g * 8 / groups..(g + 1) * 8 / groups {
-                let c = code::<PLAN>(step.source, [t, Q], i);
-                for n in 0..N {
-                    dots[n] = _mm512_dpbusd_epi32(dots[n], c, four(x[n].add((t * 4 + Q) * OCTET + i * 4)));
-                }
+            let x = x.map(|x| x.add((t * 4 + Q) * OCTET));
+            let code = |i| code::<PLAN>(step.source, [t, Q], i);
+            match (groups, g) {
+                (1, _) => dot_lines!(&mut dots, x, code, [0 1 2 3 4 5 6 7]),
+                (_, 0) => dot_lines!(&mut dots, x, code, [0 1 2 3]),
+                _ => dot_lines!(&mut dots, x, code, [4 5 6 7]),
             }
             let group = Q * groups + g; // of those of these four octets
             let s = Integers::scale::<SCALES>(integers.line(t * groups + group / 4), group % 4);
@@ -213,12 +238,9 @@ unsafe fn small<const N: usize, const PLAN: u8, const MINS: bool>(step: &Step<'_
                 let at: [usize; N] = std::array::from_fn(|n| (rows[n] as usize * planes + plane) * stride + start);
                 let x_sums = at.map(|at| i32::from(*sums32.as_ptr().add(at / OCTET + super::pair_place(o))));
                 let mut dots = x_sums.map(|sum| _mm512_set1_epi32(offset * sum));
-                for i in 0..8 {
-                    let c = code::<PLAN>(source, [o / 4, o % 4], i);
-                    for n in 0..N {
-                        dots[n] = _mm512_dpbusd_epi32(dots[n], c, four(v.as_ptr().add(at[n] + o * OCTET + i * 4)));
-                    }
-                }
+                let x = at.map(|at| v.as_ptr().add(at + o * OCTET));
+                let code = |i| code::<PLAN>(source, [o / 4, o % 4], i);
+                dot_lines!(&mut dots, x, code, [0 1 2 3 4 5 6 7]);
                 for n in 0..N {
                     let x_d = _mm512_set1_ps(*d.as_ptr().add(at[n] / OCTET + o));
                     let mut t = _mm512_mul_ps(w_d, _mm512_cvtepi32_ps(dots[n]));
