@@ -1,5 +1,7 @@
 //! Workers that are found in etcd: what `--cluster etcd://…` says, and how servers and workers come together there.
 
+use std::fs::File;
+use std::io::Read;
 use std::path::{Path, PathBuf};
 use std::str::FromStr;
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
@@ -17,6 +19,8 @@ use crate::{Usage, cluster};
 
 /// Between looks for settings that somebody else is to put into etcd.
 const POLL: Duration = Duration::from_millis(500);
+/// A file of certificates that is longer was not meant.
+const PEM_BYTES_MAX: u64 = 1 << 20;
 /// For a worker that ends to say so in etcd; else its lease runs out.
 const RESIGN: Duration = Duration::from_secs(1);
 
@@ -89,7 +93,12 @@ impl EtcdArgs {
     }
 
     fn registry(&self, address: &Address) -> Result<Registry> {
-        let read = |file: &Path| std::fs::read(file).with_context(|| format!("cannot read {}", file.display()));
+        let read = |file: &Path| {
+            let mut bytes = Vec::new();
+            let count = File::open(file).and_then(|file| file.take(PEM_BYTES_MAX).read_to_end(&mut bytes));
+            count.with_context(|| format!("cannot read {}", file.display()))?;
+            anyhow::Ok(bytes)
+        };
         let own = match (&self.etcd_certificate, &self.etcd_key) {
             (Some(certificate), Some(key)) => Some([read(certificate)?, read(key)?]),
             _ => None,
