@@ -54,12 +54,13 @@ impl StepLoop {
             precision: config.kv_precision,
         };
         let vocab = model.config().vocab_size;
+        let kv = backend.alloc_kv(&spec)?;
+        let tenant_weights = config.tenant_weights.clone();
+        let scheduler = Scheduler::new(&SchedulerConfig { limits: limits.clone(), tenant_weights });
+        mailbox.report(scheduler.load()); // whoever asks before the first step hears how many blocks there are
         Ok(Self {
-            kv: backend.alloc_kv(&spec)?,
-            scheduler: Scheduler::new(&SchedulerConfig {
-                limits: limits.clone(),
-                tenant_weights: config.tenant_weights.clone(),
-            }),
+            kv,
+            scheduler,
             requests: BTreeMap::new(),
             deadlines: BTreeSet::new(),
             batch: Batch::default(),

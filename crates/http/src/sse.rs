@@ -28,8 +28,9 @@ pub struct Streaming<F> {
     pub samples_per_prompt: usize,
     pub include_usage: bool,
     pub comment_interval: Duration,
-    /// The request's place, kept until the end.
-    pub _place: Admitted,
+    /// The request's place, kept until the last frame is on its way: clients that stop reading at `[DONE]` and ask
+    /// again find it free.
+    pub place: Option<Admitted>,
 }
 
 /// What is left to tell.
@@ -58,6 +59,9 @@ impl<F: Form> State<F> {
     async fn next(&mut self) -> Option<Bytes> {
         loop {
             if let Some(frame) = self.ready.pop_front() {
+                if self.ended && self.ready.is_empty() {
+                    self.streaming.place = None;
+                }
                 return Some(frame);
             }
             if self.ended {

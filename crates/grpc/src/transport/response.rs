@@ -13,7 +13,8 @@ use tokio::time::Instant;
 use tonic::Status;
 use tonic::body::Body;
 
-/// Holds what a call has (`C`) until it is over. When nothing more is taken of it for a while, that and the generation
+/// Holds what a call has (`C`) until its end is on its way: a client that has seen the end of one call and begins the
+/// next finds that room free again. When nothing more is taken of it for a while, that and the generation
 /// behind it are let go; a client that reads on then finds the end of it.
 pub struct ResponseBody<C> {
     outgoing: Arc<Mutex<Outgoing<C>>>,
@@ -22,7 +23,7 @@ pub struct ResponseBody<C> {
 
 struct Outgoing<C> {
     /// `None` once it was given up.
-    under_way: Option<(Body, C)>,
+    under_way: Option<(Body, Option<C>)>,
     /// Since when the client has had something to take.
     offered_at: Option<Instant>,
     /// Its end was told.
@@ -32,7 +33,8 @@ struct Outgoing<C> {
 impl<C: Send + 'static> ResponseBody<C> {
     /// `stall_timeout`: for the client to take what is there.
     pub fn new(inner: Body, call: C, stall_timeout: Duration) -> Self {
-        let outgoing = Outgoing { under_way: Some((inner, call)), offered_at: None, is_over: false };
+        let held = (!inner.is_end_stream()).then_some(call);
+        let outgoing = Outgoing { under_way: Some((inner, held)), offered_at: None, is_over: false };
         let outgoing = Arc::new(Mutex::new(outgoing));
         let watch = tokio::spawn(watch(Arc::downgrade(&outgoing), stall_timeout)).abort_handle();
         Self { outgoing, watch }
@@ -73,7 +75,7 @@ impl<C: Send + Unpin + 'static> HttpBody for ResponseBody<C> {
 
     fn poll_frame(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, Status>>> {
         let mut outgoing = lock(&self.outgoing);
-        let Some((inner, _)) = &mut outgoing.under_way else {
+        let Some((inner, held)) = &mut outgoing.under_way else {
             if std::mem::replace(&mut outgoing.is_over, true) {
                 return Poll::Ready(None);
             }
@@ -82,6 +84,14 @@ impl<C: Send + Unpin + 'static> HttpBody for ResponseBody<C> {
             return Poll::Ready(Some(told.map(|()| Frame::trailers(trailers))));
         };
         let frame = Pin::new(inner).poll_frame(cx);
+        let goes_on = match &frame {
+            Poll::Ready(Some(Ok(frame))) => frame.is_data(),
+            Poll::Ready(Some(Err(_)) | None) => false,
+            Poll::Pending => true,
+        };
+        if !goes_on {
+            *held = None;
+        }
         outgoing.offered_at = frame.is_ready().then(Instant::now);
         frame
     }
@@ -93,5 +103,41 @@ impl<C: Send + Unpin + 'static> HttpBody for ResponseBody<C> {
 
     fn size_hint(&self) -> SizeHint {
         lock(&self.outgoing).under_way.as_ref().map_or_else(SizeHint::default, |(inner, _)| inner.size_hint())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use http_body_util::{BodyExt, Full, StreamBody};
+
+    use super::*;
+
+    const PATIENCE: Duration = Duration::from_secs(60);
+
+    /// Frames taken until what the call has is let go.
+    async fn held_for(inner: Body) -> usize {
+        let call = Arc::new(());
+        let mut response = ResponseBody::new(inner, Arc::clone(&call), PATIENCE);
+        let mut taken = 0;
+        while Arc::strong_count(&call) > 1 {
+            taken += 1;
+            if response.frame().await.is_none() {
+                break;
+            }
+        }
+        taken
+    }
+
+    #[tokio::test]
+    async fn a_call_has_its_place_until_its_last_frame_and_no_longer() {
+        let data = || Frame::data(Bytes::from_static(b"x"));
+        let frames = |frames: Vec<_>| Body::new(StreamBody::new(tokio_stream::iter(frames)));
+        let whole = frames(vec![Ok(data()), Ok(data()), Ok::<_, Status>(Frame::trailers(HeaderMap::new()))]);
+        assert_eq!(held_for(whole).await, 3, "until the trailers");
+        let broken = frames(vec![Ok(data()), Err(Status::internal("broken"))]);
+        assert_eq!(held_for(broken).await, 2, "until the error");
+        let bare = Body::new(Full::new(Bytes::from_static(b"x")));
+        assert_eq!(held_for(bare).await, 2, "until the end");
+        assert_eq!(held_for(Body::empty()).await, 0, "nothing to send");
     }
 }

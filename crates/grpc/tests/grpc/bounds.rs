@@ -124,7 +124,9 @@ async fn one_call_too_many_is_refused_but_health_answers() {
     control.release();
     let mut running = running.into_inner();
     while running.message().await.expect("no error").is_some() {}
-    assert!(server.once(prompt("x")).await.is_ok(), "its place is free again");
+    for _ in 0..200 {
+        server.once(prompt("x")).await.expect("the place of the call before is free again");
+    }
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

@@ -111,7 +111,7 @@ impl Question {
         let mut response = match stream {
             true => {
                 let comment_interval = app.config.stream_comment_interval;
-                Streaming { replies, form, samples_per_prompt, include_usage, comment_interval, _place: place }
+                Streaming { replies, form, samples_per_prompt, include_usage, comment_interval, place: Some(place) }
                     .into_response()
             }
             false => {
