@@ -170,7 +170,7 @@ fn main() {
                 filter.iter().all(|f| name.contains(&format!("{f} ")))
             };
             let formats = [Format::Q4K, Format::Q6K, Format::Q5_0, Format::Q8_0];
-            let rows_of_linear = [1, 2, 4, 8, 16, 48, 512];
+            let rows_of_linear = [1, 2, 4, 8, 16, 32, 48, 512];
             let cases = formats.iter().flat_map(|f| rows_of_linear.map(|rows| (*f, rows)));
             let cases: Vec<_> = cases.filter(|(f, rows)| wanted(&format!("{f} rows={rows}"))).collect();
             let of_experts: Vec<_> =

@@ -28,6 +28,8 @@ const FLOAT_TILE_ROWS: usize = 32;
 
 /// Rows up to which memory is what a product waits for, and panels are read side by side.
 const STREAMED_ROWS_MAX: usize = 8;
+/// Panels that kernels of many rows take together.
+const TOGETHER: usize = 2;
 /// What a piece of work should cost at least, in cycles or so: much more than taking it.
 const PIECE_COST: usize = 40_000;
 
@@ -166,8 +168,10 @@ pub(crate) fn run_jobs(core: &Core, jobs: &[Job<'_>], products: &mut Products, o
             for (i, job) in jobs.iter().enumerate() {
                 // A panel is in the piece in whose share its cost begins.
                 let (panels, cost) = (job.panels(), cost_of((i, job)));
-                let first = low.saturating_sub(base).div_ceil(cost).min(panels);
-                let last = high.saturating_sub(base).div_ceil(cost).min(panels);
+                let at = |cost_before: usize| {
+                    cost_before.saturating_sub(base).div_ceil(cost).next_multiple_of(TOGETHER).min(panels)
+                };
+                let (first, last) = (at(low), at(high));
                 base += panels * cost;
                 run_panels(core, job, first..last, (x, arranged, i), scratch, out);
             }

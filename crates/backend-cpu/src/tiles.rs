@@ -1,4 +1,4 @@
-//! Products of panels with many rows of activations at once, as AMX tiles.
+//! Products of panels with many rows of activations at once: with AMX as tiles, with AVX-512 two panels at a time.
 //!
 //! The rows of a job are laid out in groups of 16 ([`Arranged`]); a panel's weights are made ready once for as many
 //! groups as stay in the second-level cache.
@@ -9,7 +9,7 @@ use crate::Core;
 use crate::activations::Activations;
 use crate::linear::{Job, Output, PanelScratch};
 
-/// Rows of activations to a tile.
+/// Rows of activations to a group.
 pub(crate) const GROUP_ROWS: usize = 16;
 
 #[cfg(not(target_arch = "x86_64"))]
@@ -22,22 +22,33 @@ mod x86 {
     use super::*;
     use crate::isa::Isa;
     use crate::linear::gated;
-    use crate::panels::Panels;
+    use crate::panels::{LINE_BYTES, Panels};
     use crate::simd::amx::{self, Next, TileScratch, Tiles};
-    use crate::simd::groups::{LargeRows, SmallRows, TILE_ROWS, TileSums};
+    use crate::simd::groups::{ChunkOf, LargeRows, SmallRows, TILE_ROWS, TileSums};
+    use crate::simd::twins::{self, Twins};
     use crate::simd::{CHUNK, OCTET};
     use crate::team::{Shares, share};
 
     const _: () = assert!(TILE_ROWS == GROUP_ROWS);
 
-    /// Rows of a job from which tiles are faster than a row at a time.
-    const ROWS_MIN: usize = 6;
+    /// Rows of a job from which groups are faster than a few rows at a time.
+    fn rows_min(isa: Isa) -> usize {
+        match isa {
+            Isa::Amx => 6,
+            Isa::Avx512 => 24,
+            Isa::Avx2 | Isa::Portable => usize::MAX,
+        }
+    }
+
     /// Bytes of activations that a panel meets at once: half of a usual second-level cache.
     const PASS_BYTES: usize = 1 << 20;
     /// Panels whose outputs are written together: a row's then share a page.
     const WRITTEN_PANELS: usize = 4;
     /// Groups of 16 rows in a pass at most.
     const PASS_GROUPS_MAX: usize = 32;
+
+    /// Groups during which the next records are asked for.
+    const ASKED_IN: usize = 4;
 
     /// The rows of each job as tiles. Reused from op to op.
     #[derive(Default)]
@@ -68,9 +79,9 @@ mod x86 {
             let mut sixteens = Vec::new();
             for (i, job) in jobs.iter().enumerate() {
                 let rows = job.x_rows.count();
-                let tiled = core.simd.isa() == Isa::Amx && rows >= ROWS_MIN && blocks(job).all(|b| b.is_some());
-                self.first.push(tiled.then_some(sixteens.len()));
-                if tiled {
+                let grouped = rows >= rows_min(core.simd.isa()) && blocks(job).all(|b| b.is_some());
+                self.first.push(grouped.then_some(sixteens.len()));
+                if grouped {
                     sixteens.extend((0..rows).step_by(GROUP_ROWS).map(|row| (i, row)));
                 }
             }
@@ -80,6 +91,7 @@ mod x86 {
                     continue;
                 }
                 let x = x.quantised(block);
+                let raised = if core.simd.isa() == Isa::Amx { 0 } else { twins::RAISED };
                 let all_groups = sixteens.len() * x.planes;
                 let chunks = x.stride / CHUNK;
                 self.all_groups = all_groups;
@@ -100,11 +112,12 @@ mod x86 {
                         (0..count).for_each(|k| of_group[k] = rows.get(first + k) as u32);
                         for (plane, chunk) in (0..x.planes).flat_map(|p| (0..chunks).map(move |c| (p, c))) {
                             let to = chunk * all_groups + at * x.planes + plane;
+                            let of = ChunkOf { x, plane, chunk, raised };
                             // SAFETY: each group is one member's.
                             unsafe {
                                 match block {
-                                    OCTET => small.part(to..to + 1)[0].arrange(x, &of_group[..count], [plane, chunk]),
-                                    _ => large.part(to..to + 1)[0].arrange(x, &of_group[..count], [plane, chunk]),
+                                    OCTET => small.part(to..to + 1)[0].arrange(of, &of_group[..count]),
+                                    _ => large.part(to..to + 1)[0].arrange(of, &of_group[..count]),
                                 }
                             }
                         }
@@ -124,6 +137,9 @@ mod x86 {
     #[derive(Default)]
     pub(crate) struct Scratch {
         tiles: Option<Box<TileScratch>>,
+        twins: Option<Box<Twins>>,
+        /// Of a panel that is not there.
+        spare: Box<TileSums>,
         /// Of gate and up. `[16 rows of activations]`
         sums: [Vec<TileSums>; 2],
     }
@@ -164,8 +180,15 @@ mod x86 {
         for (matrix, sums) in [Some(job.matrix), job.up].into_iter().flatten().zip(&mut sums) {
             sums.resize(panels.len() * groups.len(), TileSums::ZERO); // the first record overwrites them
             let of = matrix.panels().expect("a block format");
-            for (panel, sums) in panels.clone().zip(sums.chunks_exact_mut(groups.len())) {
-                panel_sums(core, of, panel, (arranged, i, &groups), scratch, sums);
+            if core.simd.isa() == Isa::Amx {
+                for (panel, sums) in panels.clone().zip(sums.chunks_exact_mut(groups.len())) {
+                    panel_sums(core, of, panel, (arranged, i, &groups), scratch, sums);
+                }
+            } else {
+                let rows = job.x_rows.count();
+                for (panel, sums) in panels.clone().step_by(2).zip(sums.chunks_mut(groups.len() * 2)) {
+                    twin_sums(core, of, panel, (arranged, i, &groups, rows), &mut scratch.tiles, sums);
+                }
             }
         }
         let [values, up] = &mut sums;
@@ -182,6 +205,48 @@ mod x86 {
             }
         }
         scratch.tiles.sums = sums;
+    }
+
+    /// The sums of two panels of one matrix, or of one alone. rows: of all groups; sums `[panels, groups]`
+    fn twin_sums(
+        core: &Core,
+        panels: &Panels,
+        panel: usize,
+        (arranged, job, groups, rows): (&Arranged, usize, &Range<usize>, usize),
+        scratch: &mut Scratch,
+        sums: &mut [TileSums],
+    ) {
+        let planes = core.precision.planes();
+        let twins = scratch.twins.get_or_insert_with(Twins::boxed);
+        let range = arranged.range(job, groups, planes);
+        let (first, second) = sums.split_at_mut(groups.len());
+        let alone = second.is_empty();
+        for chunk in 0..panels.records() {
+            let at = chunk * arranged.all_groups + range.start;
+            // SAFETY: rows are laid out for AVX-512 with VNNI.
+            unsafe {
+                twins.fill([panel, if alone { panel } else { panel + 1 }].map(|panel| panels.record(panel, chunk)))
+            };
+            let lines = panels.record(panel, chunk).bytes.len() / LINE_BYTES;
+            let next = [panel, panel + 1].map(|panel| panels.ahead(panel, chunk + 1, 2));
+            for (of, sums) in first.iter_mut().enumerate() {
+                let count = (rows - (groups.start + of) * GROUP_ROWS).min(GROUP_ROWS);
+                let of_group = at + of * planes..at + (of + 1) * planes;
+                let sums = [sums, second.get_mut(of).unwrap_or(&mut scratch.spare)];
+                // What comes next is asked for bit by bit: all at once, the lines would wait for each other.
+                let parts = groups.len().min(ASKED_IN);
+                if of < parts {
+                    next.iter().for_each(|record| twins::ask(*record, lines * of / parts..lines * (of + 1) / parts));
+                }
+                // SAFETY: as above.
+                unsafe {
+                    match panels.scheme.block {
+                        CHUNK => twins.multiply_large(&arranged.large[of_group], count, chunk == 0, sums),
+                        _ => twins.multiply_small(&arranged.small[of_group], count, chunk == 0, sums),
+                    }
+                }
+            }
+        }
     }
 
     /// The sums of one matrix. sums `[groups]`

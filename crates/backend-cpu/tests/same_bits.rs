@@ -8,6 +8,9 @@ use lingqu_backend_cpu::{CpuBackend, CpuConfig, Isa, Precision};
 use lingqu_tensor::{BlockScales, Format, HostTensor, quant};
 use lingqu_types::{Batch, BlockId, SequenceSlice};
 
+/// Rows that are multiplied in groups by the sets that do so; two thirds of them, as experts get them, are too.
+const MANY_ROWS: usize = 41;
+
 /// Backends that must agree: every instruction set of this machine with 1, 2 and 3 threads.
 fn backends(precision: Precision) -> Vec<CpuBackend> {
     let sets = Isa::ALL.into_iter().filter(|isa| isa.available());
@@ -81,42 +84,46 @@ fn check(what: &str, x: &[f32], [rows, out_cols]: [usize; 2], op: impl Fn(&CpuBa
 #[test]
 fn linear_layers() {
     for format in Format::ALL {
-        let (rows, cols, outs) = (11, 512, 43);
+        let (cols, outs) = (512, 43);
         let parts = [matrix(1, format, [outs - 5, cols]), matrix(2, Format::Q8_0, [5, cols])];
         let bias = [
             HostTensor::from_f32("b", [1, outs - 5], &values(3, outs - 5)),
             HostTensor::from_f32("b", [1, 5], &[0.5; 5]),
         ];
-        check(&format!("linear {format}"), &values(4, rows * cols), [rows, outs], |backend, x, rows| {
-            let weight = backend.upload_linear(LinearSource { parts: &parts, biases: &bias }).unwrap();
-            run(backend, x, [rows, outs], |x, out| backend.linear(x, &weight, out).unwrap())
-        });
+        for rows in [11, MANY_ROWS] {
+            check(&format!("linear {format}"), &values(4, rows * cols), [rows, outs], |backend, x, rows| {
+                let weight = backend.upload_linear(LinearSource { parts: &parts, biases: &bias }).unwrap();
+                run(backend, x, [rows, outs], |x, out| backend.linear(x, &weight, out).unwrap())
+            });
+        }
     }
 }
 
 #[test]
 fn feed_forwards() {
     for format in Format::ALL {
-        let (rows, hidden, inner) = (13, 256, 256);
+        let (hidden, inner) = (256, 256);
         let source = |seed| FfnSource {
             gate: matrix(seed, format, [inner, hidden]),
             up: matrix(seed + 1, format, [inner, hidden]),
             down: matrix(seed + 2, format, [hidden, inner]),
         };
         let experts: Vec<FfnSource> = (0..3).map(|e| source(10 * e + 1)).collect();
-        check(&format!("experts {format}"), &values(4, rows * hidden), [rows, hidden], |backend, x, rows| {
-            let weights = backend.upload_experts(&experts).unwrap();
-            let mut routing = backend.alloc_routing(rows, 2).unwrap();
-            // The last row is routed alike alone and in company.
-            let slots = (0..rows * 2).map(|slot| (rows * 2 - slot) as u32 % 3).collect();
-            let host = HostRouting { top_k: 2, experts: slots, weights: [0.3, 0.7].repeat(rows) };
-            backend.write_routing(&host, &mut routing).unwrap();
-            run(backend, x, [rows, hidden], |x, out| backend.experts(x, &routing, &weights, out).unwrap())
-        });
-        check(&format!("ffn {format}"), &values(4, rows * hidden), [rows, hidden], |backend, x, rows| {
-            let weights = backend.upload_ffn(&experts[0]).unwrap();
-            run(backend, x, [rows, hidden], |x, out| backend.ffn(x, &weights, out).unwrap())
-        });
+        for rows in [13, MANY_ROWS] {
+            check(&format!("experts {format}"), &values(4, rows * hidden), [rows, hidden], |backend, x, rows| {
+                let weights = backend.upload_experts(&experts).unwrap();
+                let mut routing = backend.alloc_routing(rows, 2).unwrap();
+                // The last row is routed alike alone and in company.
+                let slots = (0..rows * 2).map(|slot| (rows * 2 - slot) as u32 % 3).collect();
+                let host = HostRouting { top_k: 2, experts: slots, weights: [0.3, 0.7].repeat(rows) };
+                backend.write_routing(&host, &mut routing).unwrap();
+                run(backend, x, [rows, hidden], |x, out| backend.experts(x, &routing, &weights, out).unwrap())
+            });
+            check(&format!("ffn {format}"), &values(4, rows * hidden), [rows, hidden], |backend, x, rows| {
+                let weights = backend.upload_ffn(&experts[0]).unwrap();
+                run(backend, x, [rows, hidden], |x, out| backend.ffn(x, &weights, out).unwrap())
+            });
+        }
     }
 }
 

@@ -24,8 +24,9 @@ struct Step<'a> {
     x: QuantRows<'a>,
     record: Record<'a>,
     source: Source,
-    /// Records that will be read soon, one of each panel, and which share of them is asked for now.
-    streams: [*const u8; STREAMS],
+    /// Records that will be read soon, one of each panel.
+    streams: &'a [*const u8],
+    /// Which share of them is asked for now, of as many as there are streams.
     share: usize,
 }
 
@@ -47,8 +48,8 @@ pub(super) unsafe fn run(simd: Simd, run: Run<'_>, codes: &mut Codes, sums: &mut
             false => Source::of(record),
         };
         let next = record.start / CHUNK + 1;
-        let streams = std::array::from_fn(|k| panels.ahead(first + k, next, count));
-        let mut step = Step { x, record, source, streams, share: k };
+        let streams: [_; STREAMS] = std::array::from_fn(|k| panels.ahead(first + k, next, count));
+        let mut step = Step { x, record, source, streams: &streams[..count.min(STREAMS)], share: k };
         let sums = &mut sums[k * rows.len()..(k + 1) * rows.len()];
         let mut at = 0;
         while at < rows.len() {
@@ -88,7 +89,7 @@ fn kernel<const N: usize>(plan: Plan, scheme: &Scheme) -> Kernel {
 #[target_feature(enable = "avx512f")]
 fn fetch_ahead(step: &Step<'_>, eighth: usize) {
     let lines = step.record.bytes.len() / LINE_BYTES;
-    let (now, of) = (step.share * OCTETS + eighth, OCTETS * STREAMS);
+    let (now, of) = (step.share * OCTETS + eighth, OCTETS * step.streams.len());
     for line in lines * now / of..(lines * (now + 1) / of).min(lines) {
         for stream in step.streams {
             _mm_prefetch::<_MM_HINT_T0>(stream.wrapping_add(line * LINE_BYTES).cast());

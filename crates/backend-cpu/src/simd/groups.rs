@@ -1,8 +1,8 @@
-//! Activations laid out as the left operand of tile products, and the sums that come of them.
+//! Activations laid out in groups of 16 rows, for products of many rows, and the sums that come of them.
 
 use super::{CHUNK, OCTET, OCTETS, PANEL_ROWS, QuantRows, pair_place};
 
-/// Rows of activations in a tile.
+/// Rows of activations in a group.
 pub(crate) const TILE_ROWS: usize = 16;
 
 /// A chunk of 16 rows of activations (a plane each) that meet large blocks; rows that are not there are zeros.
@@ -26,12 +26,22 @@ pub(crate) struct SmallRows {
     pub sums: [[i32; TILE_ROWS]; OCTETS],
 }
 
-fn arrange_values(x: QuantRows<'_>, rows: &[u32], [plane, chunk]: [usize; 2], v: &mut [[i8; CHUNK]; TILE_ROWS]) {
+/// A chunk of a plane of a matrix of activations, and what its values get more, bit by bit.
+#[derive(Clone, Copy)]
+pub(crate) struct ChunkOf<'a> {
+    pub x: QuantRows<'a>,
+    pub plane: usize,
+    pub chunk: usize,
+    pub raised: u8,
+}
+
+fn arrange_values(of: ChunkOf<'_>, rows: &[u32], v: &mut [[i8; CHUNK]; TILE_ROWS]) {
+    let ChunkOf { x, plane, chunk, raised } = of;
     for (i, v) in v.iter_mut().enumerate() {
         match rows.get(i) {
             Some(&row) => {
                 let at = (row as usize * x.planes + plane) * x.stride + chunk * CHUNK;
-                v.copy_from_slice(&x.v[at..at + CHUNK]);
+                v.iter_mut().zip(&x.v[at..at + CHUNK]).for_each(|(v, x)| *v = x ^ raised as i8);
             }
             None => v.fill(0),
         }
@@ -42,8 +52,9 @@ impl LargeRows {
     pub const ZERO: Self = Self { v: [[0; _]; _], sums16: [[0; _]; _], sums32: [[0; _]; _], d: [0.0; _] };
 
     /// Takes in a chunk of a plane of up to 16 rows.
-    pub fn arrange(&mut self, x: QuantRows<'_>, rows: &[u32], [plane, chunk]: [usize; 2]) {
-        arrange_values(x, rows, [plane, chunk], &mut self.v);
+    pub fn arrange(&mut self, of: ChunkOf<'_>, rows: &[u32]) {
+        arrange_values(of, rows, &mut self.v);
+        let ChunkOf { x, plane, chunk, .. } = of;
         for i in 0..TILE_ROWS {
             let (sums16, sums32) = (&mut self.sums16[i], &mut self.sums32[i]);
             let Some(&row) = rows.get(i) else {
@@ -62,8 +73,9 @@ impl SmallRows {
     pub const ZERO: Self = Self { v: [[0; _]; _], d: [[0.0; _]; _], sums: [[0; _]; _] };
 
     /// Takes in a chunk of a plane of up to 16 rows.
-    pub fn arrange(&mut self, x: QuantRows<'_>, rows: &[u32], [plane, chunk]: [usize; 2]) {
-        arrange_values(x, rows, [plane, chunk], &mut self.v);
+    pub fn arrange(&mut self, of: ChunkOf<'_>, rows: &[u32]) {
+        arrange_values(of, rows, &mut self.v);
+        let ChunkOf { x, plane, chunk, .. } = of;
         for o in 0..OCTETS {
             for i in 0..TILE_ROWS {
                 (self.d[o][i], self.sums[o][i]) = rows.get(i).map_or((0.0, 0), |&row| {
@@ -79,6 +91,12 @@ impl SmallRows {
 #[derive(Clone, Copy)]
 #[repr(C, align(64))]
 pub(crate) struct TileSums(pub [[f32; PANEL_ROWS]; TILE_ROWS]);
+
+impl Default for TileSums {
+    fn default() -> Self {
+        Self::ZERO
+    }
+}
 
 impl TileSums {
     pub const ZERO: Self = Self([[0.0; _]; _]);

@@ -16,6 +16,8 @@ mod portable;
 mod records;
 #[cfg(target_arch = "x86_64")]
 mod scaled;
+#[cfg(target_arch = "x86_64")]
+pub(crate) mod twins;
 
 #[cfg(target_arch = "x86_64")]
 use crate::isa::Isa;

@@ -2,6 +2,8 @@
 
 use lingqu_tensor::Format;
 
+#[cfg(target_arch = "x86_64")]
+use super::groups::{ChunkOf, LargeRows, SmallRows, TileSums};
 use super::*;
 use crate::panels::{Scales, Scheme, scheme};
 use crate::testing::{self, Random};
@@ -95,64 +97,116 @@ fn records_have_the_same_bits_everywhere() {
     }
 }
 
+/// Groups of rows of one chunk.
 #[cfg(target_arch = "x86_64")]
-#[test]
-fn tiles_have_the_same_bits() {
-    use amx::{Next, TileScratch, Tiles};
-    use groups::{LargeRows, SmallRows, TileSums};
-    if !Isa::Amx.available() {
-        return println!("tiles are not tested: this machine lacks AMX");
-    }
-    let mut random = Random::new(5);
+enum Groups {
+    Small(Vec<groups::SmallRows>),
+    Large(Vec<groups::LargeRows>),
+}
+
+/// Products of panels with groups of rows, of each record in turn, against the portable kernels. product: `(panels,
+/// record, its groups, rows in all groups, sums [panel][group])`
+#[cfg(target_arch = "x86_64")]
+fn check_groups(seed: u64, raised: u8, mut product: impl FnMut(&Panels, usize, &Groups, usize, &mut [Vec<TileSums>])) {
+    let mut random = Random::new(seed);
     let (all_rows, stride) = (70, 512);
     let portable = testing::every_simd()[0];
-    let simd = Simd::choose(Some(Isa::Amx)).unwrap();
     for format in Format::ALL {
         let Some(scheme) = scheme(format) else { continue };
         for (planes, count, cols) in [(1, 1, 512), (2, 16, 32), (1, 17, 352), (2, 33, 256), (1, 69, 512), (1, 48, 480)]
         {
             let cols: usize = if scheme.block == CHUNK { CHUNK * (cols / CHUNK).max(1) } else { cols };
-            let panels = &panels(&mut random, scheme, cols, 1);
+            let panels = &panels(&mut random, scheme, cols, 2);
             let x = Rows::new(&mut random, all_rows, planes, [scheme.block, stride]);
             let rows: Vec<u32> = (0..count).map(|i| (i * 13 % all_rows) as u32).collect();
-            let mut want = vec![[0.0; PANEL_ROWS]; count];
-            let codes = &mut Codes::boxed();
-            run(portable, Run { panels, first: 0, count: 1, x: x.rows(), rows: &rows }, codes, &mut want);
-            let mut got = vec![TileSums([[f32::NAN; 16]; 16]); rows.chunks(16).len()];
-            let scratch = &mut TileScratch::boxed();
-            for at in 0..panels.records() {
-                let groups = rows.chunks(16).flat_map(|rows| (0..planes).map(move |plane| (rows, [plane, at])));
-                let record = panels.record(0, at);
-                // SAFETY: AMX is available, and AVX-512 with it; no other tiles live here.
-                unsafe {
-                    let tiles = &Tiles::new(scheme.block);
-                    if scheme.block == CHUNK {
-                        let mut all = vec![];
-                        for (rows, of) in groups {
-                            let mut group = LargeRows::ZERO;
-                            group.arrange(x.rows(), rows, of);
-                            all.push(group);
+            let mut got = vec![vec![TileSums([[f32::NAN; 16]; 16]); rows.chunks(16).len()]; 2];
+            for chunk in 0..panels.records() {
+                let mut groups = match scheme.block {
+                    CHUNK => Groups::Large(vec![]),
+                    _ => Groups::Small(vec![]),
+                };
+                for (rows, plane) in rows.chunks(16).flat_map(|rows| (0..planes).map(move |plane| (rows, plane))) {
+                    let of = ChunkOf { x: x.rows(), plane, chunk, raised };
+                    match &mut groups {
+                        Groups::Large(groups) => {
+                            groups.push(LargeRows::ZERO);
+                            groups.last_mut().unwrap().arrange(of, rows);
                         }
-                        let next = Next { record: std::ptr::null(), group: std::ptr::null() };
-                        amx::large_chunk(tiles, record, (&all, next), scratch, &mut got);
-                    } else {
-                        let mut all = vec![];
-                        for (rows, of) in groups {
-                            let mut group = SmallRows::ZERO;
-                            group.arrange(x.rows(), rows, of);
-                            all.push(group);
+                        Groups::Small(groups) => {
+                            groups.push(SmallRows::ZERO);
+                            groups.last_mut().unwrap().arrange(of, rows);
                         }
-                        let next = Next { record: std::ptr::null(), group: std::ptr::null() };
-                        amx::small_chunk(simd, tiles, record, (&all, next), (codes, scratch), &mut got);
                     }
                 }
+                product(panels, chunk, &groups, rows.len(), &mut got);
             }
-            for (i, want) in want.iter().enumerate() {
-                let got = got[i / 16].0[i % 16];
-                assert_eq!(got, *want, "{format}, {planes} planes, row {i} of {count}, {cols} columns");
+            for (panel, got) in got.iter().enumerate() {
+                let mut want = vec![[0.0; PANEL_ROWS]; count];
+                let run_of = Run { panels, first: panel, count: 1, x: x.rows(), rows: &rows };
+                run(portable, run_of, &mut Codes::boxed(), &mut want);
+                for (i, want) in want.iter().enumerate() {
+                    let got = got[i / 16].0[i % 16];
+                    assert_eq!(got, *want, "{format}, {planes} planes, row {i} of {count}, {cols} columns");
+                }
             }
         }
     }
+}
+
+#[cfg(target_arch = "x86_64")]
+#[test]
+fn tiles_have_the_same_bits() {
+    use amx::{Next, TileScratch, Tiles};
+    if !Isa::Amx.available() {
+        return println!("tiles are not tested: this machine lacks AMX");
+    }
+    let simd = Simd::choose(Some(Isa::Amx)).unwrap();
+    let (scratch, codes) = (&mut TileScratch::boxed(), &mut Codes::boxed());
+    check_groups(5, 0, |panels, chunk, groups, _, sums| {
+        for (panel, sums) in sums.iter_mut().enumerate() {
+            let record = panels.record(panel, chunk);
+            let next = Next { record: std::ptr::null(), group: std::ptr::null() };
+            // SAFETY: AMX is available, and AVX-512 with it; no other tiles live here.
+            unsafe {
+                let tiles = &Tiles::new(panels.scheme.block);
+                match groups {
+                    Groups::Large(groups) => amx::large_chunk(tiles, record, (groups, next), scratch, sums),
+                    Groups::Small(groups) => {
+                        amx::small_chunk(simd, tiles, record, (groups, next), (codes, scratch), sums)
+                    }
+                }
+            }
+        }
+    });
+}
+
+#[cfg(target_arch = "x86_64")]
+#[test]
+fn twins_have_the_same_bits() {
+    if !Isa::Avx512.available() {
+        return println!("two panels at once are not tested: this machine lacks AVX-512");
+    }
+    let twins = &mut twins::Twins::boxed();
+    check_groups(7, twins::RAISED, |panels, chunk, groups, rows, sums| {
+        let [first, second] = sums else { panic!("two panels") };
+        // SAFETY: AVX-512 is available.
+        unsafe {
+            twins.fill([0, 1].map(|panel| panels.record(panel, chunk)));
+            for (i, sums) in first.iter_mut().zip(second).enumerate() {
+                let (count, fresh, sums) = ((rows - i * 16).min(16), chunk == 0, [sums.0, sums.1]);
+                match groups {
+                    Groups::Large(groups) => {
+                        let planes = groups.len() / rows.div_ceil(16);
+                        twins.multiply_large(&groups[i * planes..][..planes], count, fresh, sums);
+                    }
+                    Groups::Small(groups) => {
+                        let planes = groups.len() / rows.div_ceil(16);
+                        twins.multiply_small(&groups[i * planes..][..planes], count, fresh, sums);
+                    }
+                }
+            }
+        }
+    });
 }
 
 #[test]
