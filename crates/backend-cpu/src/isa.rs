@@ -60,6 +60,22 @@ impl Isa {
     }
 }
 
+/// Whether the machine is AMD's or, of the same kind, Hygon's.
+pub(crate) fn is_amd() -> bool {
+    #[cfg(target_arch = "x86_64")]
+    {
+        use std::sync::OnceLock;
+        static IS_AMD: OnceLock<bool> = OnceLock::new();
+        *IS_AMD.get_or_init(|| {
+            let leaf = std::arch::x86_64::__cpuid(0);
+            let name = [leaf.ebx, leaf.edx, leaf.ecx].map(u32::to_le_bytes);
+            [*b"AuthenticAMD", *b"HygonGenuine"].iter().any(|vendor| name.as_flattened() == vendor)
+        })
+    }
+    #[cfg(not(target_arch = "x86_64"))]
+    false
+}
+
 #[cfg(target_arch = "x86_64")]
 fn has_f16c() -> bool {
     is_x86_feature_detected!("f16c")
