@@ -30,8 +30,6 @@ const FLOAT_TILE_ROWS: usize = 32;
 const STREAMED_ROWS_MAX: usize = 8;
 /// Rows up to which a core of AMD's reads one stream faster (Zen 4, measured; one of Intel's reads four faster).
 const ONE_STREAM_ROWS_MAX: usize = 2;
-/// Panels that kernels of many rows take together.
-const TOGETHER: usize = 2;
 /// What a piece of work should cost at least, in cycles or so: much more than taking it.
 const PIECE_COST: usize = 40_000;
 
@@ -171,7 +169,7 @@ pub(crate) fn run_jobs(core: &Core, jobs: &[Job<'_>], products: &mut Products, o
                 // A panel is in the piece in whose share its cost begins.
                 let (panels, cost) = (job.panels(), cost_of((i, job)));
                 let at = |cost_before: usize| {
-                    cost_before.saturating_sub(base).div_ceil(cost).next_multiple_of(TOGETHER).min(panels)
+                    cost_before.saturating_sub(base).div_ceil(cost).next_multiple_of(tiles::TOGETHER).min(panels)
                 };
                 let (first, last) = (at(low), at(high));
                 base += panels * cost;

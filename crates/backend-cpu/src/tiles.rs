@@ -11,6 +11,8 @@ use crate::linear::{Job, Output, PanelScratch};
 
 /// Rows of activations to a group.
 pub(crate) const GROUP_ROWS: usize = 16;
+/// Panels that a kernel takes together.
+pub(crate) const TOGETHER: usize = 2;
 
 #[cfg(not(target_arch = "x86_64"))]
 pub(crate) use none::{Arranged, Scratch, run_panels};
@@ -26,7 +28,7 @@ mod x86 {
     use crate::simd::amx::{self, Next, TileScratch, Tiles};
     use crate::simd::groups::{ChunkOf, LargeRows, SmallRows, TILE_ROWS, TileSums};
     use crate::simd::twins::{self, Twins};
-    use crate::simd::{CHUNK, OCTET};
+    use crate::simd::{CHUNK, OCTET, ask};
     use crate::team::{Shares, share};
 
     const _: () = assert!(TILE_ROWS == GROUP_ROWS);
@@ -186,7 +188,7 @@ mod x86 {
                 }
             } else {
                 let rows = job.x_rows.count();
-                for (panel, sums) in panels.clone().step_by(2).zip(sums.chunks_mut(groups.len() * 2)) {
+                for (panel, sums) in panels.clone().step_by(TOGETHER).zip(sums.chunks_mut(groups.len() * TOGETHER)) {
                     twin_sums(core, of, panel, (arranged, i, &groups, rows), &mut scratch.tiles, sums);
                 }
             }
@@ -220,15 +222,14 @@ mod x86 {
         let twins = scratch.twins.get_or_insert_with(Twins::boxed);
         let range = arranged.range(job, groups, planes);
         let (first, second) = sums.split_at_mut(groups.len());
-        let alone = second.is_empty();
+        let twin = if second.is_empty() { panel } else { panel + 1 };
         for chunk in 0..panels.records() {
             let at = chunk * arranged.all_groups + range.start;
+            let records = [panel, twin].map(|panel| panels.record(panel, chunk));
             // SAFETY: rows are laid out for AVX-512 with VNNI.
-            unsafe {
-                twins.fill([panel, if alone { panel } else { panel + 1 }].map(|panel| panels.record(panel, chunk)))
-            };
-            let lines = panels.record(panel, chunk).bytes.len() / LINE_BYTES;
-            let next = [panel, panel + 1].map(|panel| panels.ahead(panel, chunk + 1, 2));
+            unsafe { twins.fill(records) };
+            let lines = records[0].bytes.len() / LINE_BYTES;
+            let next = [panel, panel + 1].map(|panel| panels.ahead(panel, chunk + 1, TOGETHER));
             for (of, sums) in first.iter_mut().enumerate() {
                 let count = (rows - (groups.start + of) * GROUP_ROWS).min(GROUP_ROWS);
                 let of_group = at + of * planes..at + (of + 1) * planes;
@@ -236,7 +237,8 @@ mod x86 {
                 // What comes next is asked for bit by bit: all at once, the lines would wait for each other.
                 let parts = groups.len().min(ASKED_IN);
                 if of < parts {
-                    next.iter().for_each(|record| twins::ask(*record, lines * of / parts..lines * (of + 1) / parts));
+                    let part = lines * of / parts..lines * (of + 1) / parts;
+                    next.iter().for_each(|record| part.clone().for_each(|line| ask(*record, line)));
                 }
                 // SAFETY: as above.
                 unsafe {

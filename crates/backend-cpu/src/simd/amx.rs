@@ -19,7 +19,7 @@ use std::sync::OnceLock;
 use super::groups::{LargeRows, SmallRows, TILE_ROWS, TileSums};
 use super::records::{BYTES16, Integers, Source, halves, pairs, with_large};
 use super::scaled::Scaled;
-use super::{CHUNK, Codes, OCTET, OCTETS, PANEL_ROWS};
+use super::{CHUNK, Codes, OCTET, OCTETS, PANEL_ROWS, ask};
 use crate::isa::Simd;
 use crate::panels::{LINE_BYTES, Plan, Record};
 use crate::unpack;
@@ -147,7 +147,7 @@ impl Next {
     fn fetch_quarter(self, quarter: usize, record: Record<'_>) {
         let lines = record.bytes.len() / LINE_BYTES;
         for line in lines * quarter / 4..lines * (quarter + 1) / 4 {
-            _mm_prefetch::<_MM_HINT_T0>(self.record.wrapping_add(line * LINE_BYTES).cast());
+            ask(self.record, line);
         }
     }
 }
@@ -228,10 +228,7 @@ macro_rules! multiply_quarter {
 #[inline]
 #[target_feature(enable = "avx512f")]
 fn fetch_eighth(eighth: usize, v: *const [[i8; CHUNK]; TILE_ROWS]) {
-    let lines = v.cast::<i8>();
-    for line in eighth * 8..eighth * 8 + 8 {
-        _mm_prefetch::<_MM_HINT_T0>(lines.wrapping_add(line * LINE_BYTES));
-    }
+    (eighth * 8..eighth * 8 + 8).for_each(|line| ask(v.cast(), line));
 }
 
 /// # Safety

@@ -7,7 +7,7 @@ use super::records::{
     BYTES, BYTES16, HALVES, HALVES_AND_ONE, Integers, Source, TABLE, code, halves, pairs, with_large,
 };
 use super::{
-    CHUNK, Codes, Dots, FLOAT_ROWS, LANES, LaneSums, OCTET, OCTETS, PANEL_ROWS, QuantRows, Run, STREAMS, Sums,
+    CHUNK, Codes, Dots, FLOAT_ROWS, LANES, LaneSums, OCTET, OCTETS, PANEL_ROWS, QuantRows, Run, STREAMS, Sums, ask,
 };
 use crate::isa::Simd;
 use crate::panels::{LINE_BYTES, Plan, Record, Scheme};
@@ -92,7 +92,7 @@ fn fetch_ahead(step: &Step<'_>, eighth: usize) {
     let (now, of) = (step.share * OCTETS + eighth, OCTETS * step.streams.len());
     for line in lines * now / of..(lines * (now + 1) / of).min(lines) {
         for stream in step.streams {
-            _mm_prefetch::<_MM_HINT_T0>(stream.wrapping_add(line * LINE_BYTES).cast());
+            ask(*stream, line);
         }
     }
 }

@@ -22,6 +22,8 @@ pub(crate) mod twins;
 #[cfg(target_arch = "x86_64")]
 use crate::isa::Isa;
 use crate::isa::Simd;
+#[cfg(target_arch = "x86_64")]
+use crate::panels::LINE_BYTES;
 use crate::panels::{Panels, Record};
 use crate::unpack;
 
@@ -162,6 +164,15 @@ pub(crate) fn run(simd: Simd, run: Run<'_>, codes: &mut Codes, sums: &mut [Sums]
             _ => portable::record(run, record, codes, sums),
         }
     }
+}
+
+/// Asks the nearest cache for a line from `first` on, which need not be there.
+#[cfg(target_arch = "x86_64")]
+#[inline]
+pub(crate) fn ask(first: *const u8, line: usize) {
+    use std::arch::x86_64::{_MM_HINT_T0, _mm_prefetch};
+    // SAFETY: a hint, of SSE.
+    unsafe { _mm_prefetch::<_MM_HINT_T0>(first.wrapping_add(line * LINE_BYTES).cast()) };
 }
 
 /// Lines of four bytes of each of up to 16 rows: bytes `4 i..4 i + 4` of row `r` to bytes `4 r..` of line `i`. Rows

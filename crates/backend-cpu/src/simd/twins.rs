@@ -123,14 +123,6 @@ impl Twins {
     }
 }
 
-/// Asks for some lines, which need not be there.
-pub(crate) fn ask(first: *const u8, lines: Range<usize>) {
-    for line in lines {
-        // SAFETY: a hint, of SSE.
-        unsafe { _mm_prefetch::<_MM_HINT_T0>(first.wrapping_add(line * LINE_BYTES).cast()) };
-    }
-}
-
 /// Where sums start, given what all codes add up to: each activation is 128 too high.
 #[inline]
 #[target_feature(enable = "avx512f")]
@@ -303,6 +295,20 @@ unsafe fn four_lines(dots: &mut Sums<__m512i>, c: *const i8, x: *const i8) {
     }
 }
 
+impl Twins {
+    /// Adds the dots of some lines, a multiple of four, with the activations of `ROWS` rows from `row`, a multiple of
+    /// them, on.
+    #[inline]
+    #[target_feature(enable = "avx512f,avx512vnni")]
+    fn add_dots(&self, dots: &mut Sums<__m512i>, lines: Range<usize>, v: &[[i8; CHUNK]; TILE_ROWS], row: usize) {
+        for line in lines.step_by(4) {
+            let x = v[row][line * 4..].as_ptr();
+            // SAFETY: rows and lines come by fours, and so many are there.
+            unsafe { four_lines(dots, self.c[line].as_ptr().cast(), x) };
+        }
+    }
+}
+
 /// # Safety
 /// As for [`Twins::multiply_large`], and what it checks; `SCALES` must be those of the scheme.
 #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512vnni,f16c")]
@@ -321,11 +327,7 @@ unsafe fn multiply_large<const SCALES: u8>(
             for g in 0..groups {
                 let lines = CHUNK / 4 / groups;
                 let mut dots: Sums<__m512i> = [[_mm512_setzero_si512(); ROWS]; 2];
-                for line in (g * lines..(g + 1) * lines).step_by(4) {
-                    let x = plane.v[row][line * 4..].as_ptr();
-                    // SAFETY: four rows from a multiple of four on are there, and the lines.
-                    unsafe { four_lines(&mut dots, twins.c[line].as_ptr().cast(), x) };
-                }
+                twins.add_dots(&mut dots, g * lines..(g + 1) * lines, &plane.v, row);
                 for panel in 0..2 {
                     let s = load(&twins.s[g][panel]);
                     for n in 0..ROWS {
@@ -379,11 +381,7 @@ unsafe fn multiply_small<const MINS: bool>(
         for o in 0..twins.octets {
             for plane in planes {
                 let mut dots: Sums<__m512i> = [0, 1].map(|panel| [load(&twins.start[o][panel]); ROWS]);
-                for line in [o * 8, o * 8 + 4] {
-                    let x = plane.v[row][line * 4..].as_ptr();
-                    // SAFETY: four rows from a multiple of four on are there, and the lines.
-                    unsafe { four_lines(&mut dots, twins.c[line].as_ptr().cast(), x) };
-                }
+                twins.add_dots(&mut dots, o * 8..(o + 1) * 8, &plane.v, row);
                 for panel in 0..2 {
                     let [w_d, w_min] = [&twins.d, &twins.min].map(|of| _mm512_castsi512_ps(load(&of[o][panel])));
                     for n in 0..ROWS {
