@@ -35,6 +35,7 @@ mod math;
 mod memory;
 mod norm;
 mod panels;
+mod region;
 mod rope;
 mod route;
 mod simd;
@@ -102,6 +103,7 @@ pub(crate) struct Core {
     simd: isa::Simd,
     precision: Precision,
     team: team::Team,
+    regions: region::Regions,
     /// One for each member of the team, who alone locks it.
     workers: Vec<Mutex<WorkerScratch>>,
     scratch: Mutex<OpScratch>,
@@ -149,11 +151,18 @@ impl Core {
         let worker = || WorkerScratch { panels: linear::PanelScratch::new(), attention: Default::default() };
         let workers = (0..threads).map(|_| Mutex::new(worker())).collect();
         let team = team::Team::new(threads)?;
-        Ok(Self { simd, precision: config.precision, team, workers, scratch: Mutex::default() })
+        Ok(Self {
+            simd,
+            precision: config.precision,
+            team,
+            regions: Default::default(),
+            workers,
+            scratch: Mutex::default(),
+        })
     }
 
     fn packer(&self) -> weights::Packer<'_> {
-        weights::Packer { simd: self.simd, team: &self.team }
+        weights::Packer { simd: self.simd, team: &self.team, regions: &self.regions }
     }
 
     fn worker(&self, member: usize) -> MutexGuard<'_, WorkerScratch> {

@@ -30,8 +30,12 @@ const FLOAT_TILE_ROWS: usize = 32;
 const STREAMED_ROWS_MAX: usize = 8;
 /// Rows up to which a core of AMD's reads one stream faster (Zen 4, measured; one of Intel's reads four faster).
 const ONE_STREAM_ROWS_MAX: usize = 2;
+/// Panels of one stream that are read by one call.
+const IN_TURN: usize = 16;
+const _: () = assert!(STREAMS.is_multiple_of(tiles::TOGETHER), "pieces are cut at multiples of both");
+
 /// What a piece of work should cost at least, in cycles or so: much more than taking it.
-const PIECE_COST: usize = 40_000;
+const PIECE_COST: usize = 16_000;
 
 /// Some rows of a matrix of activations or outputs.
 #[derive(Clone, Copy)]
@@ -132,7 +136,8 @@ pub(crate) struct PanelScratch {
 
 impl PanelScratch {
     pub fn new() -> Self {
-        let rows = || vec![[0.0; PANEL_ROWS]; ROWS_MAX.max(STREAMS * STREAMED_ROWS_MAX)];
+        let rows =
+            || vec![[0.0; PANEL_ROWS]; ROWS_MAX.max(STREAMS * STREAMED_ROWS_MAX).max(IN_TURN * ONE_STREAM_ROWS_MAX)];
         Self {
             codes: Codes::boxed(),
             floats: vec![0.0; FLOAT_ROWS * CHUNK],
@@ -152,24 +157,20 @@ pub(crate) fn run_jobs(core: &Core, jobs: &[Job<'_>], products: &mut Products, o
     let cost_of = |(i, job): (usize, &Job<'_>)| job.panel_cost(arranged.has(i));
     let total: usize = jobs.iter().enumerate().map(|(i, job)| job.panels() * cost_of((i, job))).sum();
     let out = Output { values: Shares::new(out), stride: out_stride };
-    // More pieces than members, taken as they come: a member whose core is shared with others falls behind.
-    let members = core.team.members();
-    let pieces = (total / PIECE_COST).clamp(members, members * 8);
+    let ends = pieces(total, core.team.members());
     let next = AtomicUsize::new(0);
-    core.team.run_if_worth(total / 16, |member, _| {
+    core.team.run_if_worth(total / 4, |member, _| {
         let scratch = &mut core.worker(member).panels;
         loop {
             let piece = next.fetch_add(1, Ordering::Relaxed);
-            if piece >= pieces {
-                return;
-            }
-            let (low, high) = (share_of(total, piece, pieces), share_of(total, piece + 1, pieces));
+            let Some(&high) = ends.get(piece) else { return };
+            let low = if piece == 0 { 0 } else { ends[piece - 1] };
             let mut base = 0;
             for (i, job) in jobs.iter().enumerate() {
                 // A panel is in the piece in whose share its cost begins.
                 let (panels, cost) = (job.panels(), cost_of((i, job)));
                 let at = |cost_before: usize| {
-                    cost_before.saturating_sub(base).div_ceil(cost).next_multiple_of(tiles::TOGETHER).min(panels)
+                    cost_before.saturating_sub(base).div_ceil(cost).next_multiple_of(STREAMS).min(panels)
                 };
                 let (first, last) = (at(low), at(high));
                 base += panels * cost;
@@ -193,20 +194,28 @@ fn run_panels(
     }
     for start in (0..job.x_rows.count()).step_by(ROWS_MAX) {
         let count = (job.x_rows.count() - start).min(ROWS_MAX);
-        let side_by_side = match count {
-            ..=ONE_STREAM_ROWS_MAX if is_amd() => 1,
-            ..=STREAMED_ROWS_MAX => STREAMS,
-            _ => 1,
+        let (at_once, in_turn) = match count {
+            ..=ONE_STREAM_ROWS_MAX if is_amd() => (IN_TURN, true),
+            ..=STREAMED_ROWS_MAX => (STREAMS, false),
+            _ => (1, true),
         };
-        for first in panels.clone().step_by(side_by_side) {
-            let some = first..panels.end.min(first + side_by_side);
-            run_some_panels(core, job, some, [start, count], x, scratch, out);
+        for first in panels.clone().step_by(at_once) {
+            let some = first..panels.end.min(first + at_once);
+            run_some_panels(core, job, (some, in_turn), [start, count], x, scratch, out);
         }
     }
 }
 
-fn share_of(total: usize, piece: usize, pieces: usize) -> usize {
-    (total as u128 * piece as u128 / pieces as u128) as usize
+/// Where the pieces end that work of this cost is cut into. They are taken as they come, for a member whose core is
+/// shared with others falls behind, and get smaller, so that all members end at about the same time.
+fn pieces(total: usize, members: usize) -> Vec<usize> {
+    let mut ends = Vec::new();
+    let mut at = 0;
+    while at < total {
+        at += ((total - at) / (2 * members)).max(PIECE_COST).min(total - at);
+        ends.push(at);
+    }
+    ends
 }
 
 /// Panels of a job, side by side, for `count` of its rows from `start` on.
@@ -214,7 +223,7 @@ fn share_of(total: usize, piece: usize, pieces: usize) -> usize {
 fn run_some_panels(
     core: &Core,
     job: &Job<'_>,
-    panels: Range<usize>,
+    (panels, in_turn): (Range<usize>, bool),
     [start, count]: [usize; 2],
     x: &Activations,
     scratch: &mut PanelScratch,
@@ -224,7 +233,7 @@ fn run_some_panels(
     for (i, row) in rows[..count].iter_mut().enumerate() {
         *row = job.x_rows.get(start + i) as u32;
     }
-    let inputs = Inputs { simd: core.simd, x, rows: &rows[..count] };
+    let inputs = Inputs { simd: core.simd, x, rows: &rows[..count], in_turn };
     let [mut sums, mut of_up] = std::mem::take(&mut scratch.sums);
     let all = panels.len() * count;
     panel_dots(inputs, job.matrix, panels.clone(), scratch, &mut sums[..all]);
@@ -259,11 +268,13 @@ struct Inputs<'a> {
     simd: Simd,
     x: &'a Activations,
     rows: &'a [u32],
+    /// Whether panels are read one after the other, not side by side.
+    in_turn: bool,
 }
 
 /// The dots of panels' weight rows with some rows. sums `[panels, rows]`
 fn panel_dots(inputs: Inputs<'_>, matrix: &Matrix, which: Range<usize>, scratch: &mut PanelScratch, sums: &mut [Sums]) {
-    let Inputs { simd, x, rows } = inputs;
+    let Inputs { simd, x, rows, in_turn } = inputs;
     let Some(panels) = matrix.panels() else {
         let stored = matrix.floats().expect("floats, where there are no blocks");
         for (panel, sums) in which.zip(sums.chunks_exact_mut(rows.len())) {
@@ -276,7 +287,7 @@ fn panel_dots(inputs: Inputs<'_>, matrix: &Matrix, which: Range<usize>, scratch:
         return;
     };
     let x = x.quantised(panels.scheme.block);
-    let run = Run { panels, first: which.start, count: which.len(), x, rows };
+    let run = Run { panels, first: which.start, count: which.len(), in_turn, x, rows };
     kernels::run(simd, run, &mut scratch.codes, sums);
 }
 
@@ -288,7 +299,7 @@ fn float_dots(
     scratch: &mut PanelScratch,
     (sums, at): (&mut [Sums], usize),
 ) {
-    let Inputs { simd, x, rows } = inputs;
+    let Inputs { simd, x, rows, .. } = inputs;
     let stored_rows = stored.rows();
     let (x, x_stride) = x.floats();
     let floats = &mut scratch.floats;

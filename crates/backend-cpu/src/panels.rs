@@ -3,10 +3,13 @@
 //! A panel is 16 weight rows. Its values lie in records of 256 columns, one after the other, so that a product reads
 //! memory straight through. A record is made of lines of 64 bytes, each with 4 bytes of each of the 16 rows: a kernel
 //! has an output in each lane and never adds lanes up. The bits are those of the file, moved as they are (four bytes of
-//! a row at a time), and take the same room but for padding to whole lines:
-//! - **Codes**: the bits that make up line `i` of an octet (32 columns; value `4 i + b` of it in byte `b` of each row)
-//!   lie as [`Plan`] says.
-//! - **Scales**: see [`Scales`].
+//! a row at a time), and take the same room but for padding to whole lines. First come the scales (see [`Scales`]),
+//! then the codes: the bits that make up line `i` of an octet (32 columns; value `4 i + b` of it in byte `b` of each
+//! row) lie as [`Plan`] says.
+//!
+//! A kernel that takes octet by octet meets the lines of a record for the first time in the order in which they lie:
+//! that is what a processor's own prefetching sees through. With the further bits of Q6_K behind all others, memory was
+//! read at a third of the bandwidth.
 
 mod pack;
 
@@ -17,10 +20,10 @@ use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use lingqu_tensor::{Format, HostTensor};
 
 use crate::Result;
-use crate::isa::Simd;
-use crate::memory::Zeroed;
+use crate::region::Region;
 use crate::simd::{CHUNK, OCTET, OCTETS, PANEL_ROWS};
-use crate::team::{Shares, Team};
+use crate::team::Shares;
+use crate::weights::Packer;
 
 pub(crate) const LINE_BYTES: usize = 64;
 
@@ -38,31 +41,33 @@ pub(crate) struct Scheme {
     pub scales: Scales,
 }
 
-/// Where the bits of octet `o`, line `i` lie.
+/// Where the bits of octet `o`, line `i` lie, in lines from the first one of the codes on.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Plan {
     /// Line `8 o + i`.
     Bytes,
     /// Line `4 o + i % 4`, the high nibbles for `i >= 4`.
     Halves,
-    /// As `Halves`, and the fifth bit is bit `i` of line `o` of those that follow.
+    /// Line `5 o + 1 + i % 4`, the high nibbles for `i >= 4`; the fifth bit is bit `i` of line `5 o`.
     HalvesAndOne,
     /// As `Halves`, numbers of a table.
     Table,
     /// Line `4 (o - o % 2) + i`, the high nibbles for odd `o`.
     Nibbles,
-    /// As `Nibbles`, and the fifth bit is bit `o` of line `i` of those that follow.
+    /// Line `2 i + 1` for the first two octets, `4 (o - o % 2) + 8 + i` for others, the high nibbles for odd `o`; the
+    /// fifth bit is bit `o` of line `2 i`.
     NibblesAndOne,
-    /// Line `16 (o / 4) + 8 (o % 2) + i`, the high nibbles for `o % 4 >= 2`; two more bits are bits `2 (o % 4)` of line
-    /// `8 (o / 4) + i` of those that follow.
+    /// Of the 24 lines `24 (o / 4)..`, line `2 i + 1` for even `o`, `16 + i` for odd `o`, the high nibbles for
+    /// `o % 4 >= 2`; two more bits are bits `2 (o % 4)` of line `2 i`.
     NibblesAndTwo,
     /// Bits `2 (o % 4)` of line `8 (o / 4) + i`.
     Pairs,
-    /// As `Pairs`, and the third bit is bit `o` of line `i` of those that follow.
+    /// Bits `2 (o % 4)` of line `2 i + 1` for the first four octets, `16 + i` for the others; the third bit is bit `o`
+    /// of line `2 i`.
     PairsAndOne,
 }
 
-/// What follows the codes of a record.
+/// What a record starts with.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Scales {
     /// f16 `[octet, row]`, then the minima alike where there are some; each padded to whole lines.
@@ -100,27 +105,20 @@ pub(crate) fn scheme(format: Format) -> Option<Scheme> {
 }
 
 impl Scheme {
-    /// Lines of code bits in a record of so many octets: those of the first kind, and those that follow.
-    pub const fn code_lines(&self, octets: usize) -> [usize; 2] {
+    /// Lines of codes in a record of so many octets.
+    const fn code_lines(&self, octets: usize) -> usize {
         match self.plan {
-            Plan::Bytes => [8 * octets, 0],
-            Plan::Halves | Plan::Table => [4 * octets, 0],
-            Plan::HalvesAndOne => [4 * octets, octets],
-            Plan::Nibbles => [4 * octets, 0],
-            Plan::NibblesAndOne => [4 * octets, 8],
-            Plan::NibblesAndTwo => [4 * octets, 2 * octets],
-            Plan::Pairs => [2 * octets, 0],
-            Plan::PairsAndOne => [2 * octets, 8],
+            Plan::Bytes => 8 * octets,
+            Plan::Halves | Plan::Table | Plan::Nibbles => 4 * octets,
+            Plan::HalvesAndOne => 5 * octets,
+            Plan::NibblesAndOne => 4 * octets + 8,
+            Plan::NibblesAndTwo => 6 * octets,
+            Plan::Pairs => 2 * octets,
+            Plan::PairsAndOne => 2 * octets + 8,
         }
     }
 
-    /// Where in a record of so many octets the scales start, in bytes.
-    pub const fn scales_at(&self, octets: usize) -> usize {
-        let [first, second] = self.code_lines(octets);
-        (first + second) * LINE_BYTES
-    }
-
-    /// Lines of integers that the scales start with.
+    /// Lines of integers that a record starts with.
     pub const fn integer_lines(&self) -> usize {
         match self.scales {
             Scales::Floats => 0,
@@ -130,17 +128,22 @@ impl Scheme {
         }
     }
 
-    /// Where the minima of [`Scales::Floats`] start.
+    /// Where in a record of so many octets the minima of [`Scales::Floats`] start, in bytes.
     pub const fn mins_at(&self, octets: usize) -> usize {
-        self.scales_at(octets) + (octets * PANEL_ROWS * 2).next_multiple_of(LINE_BYTES)
+        (octets * PANEL_ROWS * 2).next_multiple_of(LINE_BYTES)
+    }
+
+    /// Where the codes start.
+    pub const fn codes_at(&self, octets: usize) -> usize {
+        match self.scales {
+            Scales::Floats if self.mins => 2 * self.mins_at(octets),
+            Scales::Floats => self.mins_at(octets),
+            _ => (self.integer_lines() + 1) * LINE_BYTES,
+        }
     }
 
     pub const fn record_bytes(&self, octets: usize) -> usize {
-        match self.scales {
-            Scales::Floats if self.mins => 2 * self.mins_at(octets) - self.scales_at(octets),
-            Scales::Floats => self.mins_at(octets),
-            _ => self.scales_at(octets) + (self.integer_lines() + 1) * LINE_BYTES,
-        }
+        self.codes_at(octets) + self.code_lines(octets) * LINE_BYTES
     }
 }
 
@@ -152,7 +155,7 @@ pub(crate) struct Panels {
     /// Of a whole record.
     record_bytes: usize,
     /// Memory of all that was repacked together, and what of it is this matrix: `[panel, record]`.
-    memory: Arc<Zeroed<u8>>,
+    memory: Arc<Region>,
     range: Range<usize>,
 }
 
@@ -181,7 +184,8 @@ impl Panels {
     ///
     /// # Errors
     /// [`BackendError::OutOfMemory`]; [`BackendError::Tensor`] for a scale that is NaN or infinite.
-    pub fn pack(simd: Simd, team: &Team, tensors: &[&HostTensor]) -> Result<Vec<Self>> {
+    pub fn pack(packer: Packer<'_>, tensors: &[&HostTensor]) -> Result<Vec<Self>> {
+        let Packer { simd, team, regions } = packer;
         let mut bytes = 0;
         let mut panels = 0;
         let stacked = tensors.iter().map(|&tensor| {
@@ -203,9 +207,8 @@ impl Panels {
             of
         });
         let stacked: Vec<Stacked<'_>> = stacked.collect();
-        let what =
-            || stacked.first().map_or(String::new(), |first| format!("the weights from '{}' on", first.tensor.name));
-        let mut memory = Zeroed::huge(&what(), &[bytes])?;
+        let what = stacked.first().map_or(String::new(), |of| format!("the weights from '{}' on", of.tensor.name));
+        let mut memory = regions.take(&what, bytes)?;
         let shares = Shares::new(&mut memory);
         let (next, broken) = (AtomicUsize::new(0), AtomicBool::new(false));
         team.run_if_worth(bytes, |_, _| {
@@ -259,7 +262,7 @@ impl Panels {
     /// Panels of made-up records.
     #[cfg(test)]
     pub fn of_records(scheme: Scheme, cols: usize, records: &[u8]) -> Self {
-        let mut bytes = Zeroed::new("made-up panels", &[records.len()]).unwrap();
+        let mut bytes = crate::region::Regions::default().take("made-up panels", records.len()).unwrap();
         bytes.copy_from_slice(records);
         let (panel_bytes, record_bytes) = (panel_bytes(&scheme, cols), scheme.record_bytes(OCTETS));
         assert!(records.len().is_multiple_of(panel_bytes));
@@ -269,6 +272,11 @@ impl Panels {
     /// Records of each panel.
     pub fn records(&self) -> usize {
         self.cols.div_ceil(CHUNK)
+    }
+
+    /// Records of each panel that have all 256 columns; at most one more follows.
+    pub fn whole_records(&self) -> usize {
+        self.cols / CHUNK
     }
 
     pub fn count(&self) -> usize {
@@ -331,11 +339,13 @@ pub(crate) const IQ4_OFFSET: [u8; 16] = {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::region::Regions;
+    use crate::team::Team;
     use crate::testing;
 
     #[test]
     fn a_scale_that_is_no_number_is_refused_by_name() {
-        let team = Team::new(2).unwrap();
+        let (team, regions) = (&Team::new(2).unwrap(), &Regions::default());
         for (format, at) in [(Format::Q4K, 2), (Format::Q6K, 208), (Format::Q5_1, 2), (Format::Q8_0, 0)] {
             let good = testing::weights(3, format, [40, 512]);
             let mut bad = testing::weights(4, format, [40, 512]);
@@ -345,8 +355,9 @@ mod tests {
             bad.data = data.into();
             bad.name = "blk.0.bad".into();
             for simd in testing::every_simd() {
-                assert_eq!(Panels::pack(simd, &team, &[&good, &good]).unwrap().len(), 2);
-                let error = Panels::pack(simd, &team, &[&good, &bad]).err().expect("a broken scale").to_string();
+                let packer = Packer { simd, team, regions };
+                assert_eq!(Panels::pack(packer, &[&good, &good]).unwrap().len(), 2);
+                let error = Panels::pack(packer, &[&good, &bad]).err().expect("a broken scale").to_string();
                 assert!(error.contains("blk.0.bad") && error.contains("row 33"), "{format}: {error}");
             }
         }

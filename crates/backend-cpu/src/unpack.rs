@@ -45,9 +45,7 @@ per_isa! {
 
 #[inline(always)]
 fn codes_plain(Record { scheme, bytes, octets, .. }: Record<'_>, out: &mut [Line; 64]) {
-    let (lines, _) = bytes.as_chunks::<LINE_BYTES>();
-    let [first, _] = scheme.code_lines(octets);
-    let (lines, more) = lines.split_at(first);
+    let (lines, _) = bytes[scheme.codes_at(octets)..].as_chunks::<LINE_BYTES>();
     // The lines of octet `o` by a function of `i`, each eight bytes at once: bytes have no shifts of their own.
     macro_rules! octets {
         (|$o:ident, $i:ident| $words:expr) => {
@@ -62,8 +60,8 @@ fn codes_plain(Record { scheme, bytes, octets, .. }: Record<'_>, out: &mut [Line
         Plan::Bytes => octets!(|o, i| words(&lines[o * 8 + i])),
         Plan::Halves => octets!(|o, i| bits(words(&lines[o * 4 + i % 4]), i / 4 * 4, 15)),
         Plan::HalvesAndOne => octets!(|o, i| {
-            let low = bits(words(&lines[o * 4 + i % 4]), i / 4 * 4, 15);
-            with(low, 4, bits(words(&more[o]), i, 1))
+            let low = bits(words(&lines[o * 5 + 1 + i % 4]), i / 4 * 4, 15);
+            with(low, 4, bits(words(&lines[o * 5]), i, 1))
         }),
         Plan::Table => octets!(|o, i| {
             let at = bits(words(&lines[o * 4 + i % 4]), i / 4 * 4, 15);
@@ -71,17 +69,20 @@ fn codes_plain(Record { scheme, bytes, octets, .. }: Record<'_>, out: &mut [Line
         }),
         Plan::Nibbles => octets!(|o, i| bits(words(&lines[o / 2 * 8 + i]), o % 2 * 4, 15)),
         Plan::NibblesAndOne => octets!(|o, i| {
-            let low = bits(words(&lines[o / 2 * 8 + i]), o % 2 * 4, 15);
-            with(low, 4, bits(words(&more[i]), o, 1))
+            let at = if o < 2 { 2 * i + 1 } else { 8 + o / 2 * 8 + i };
+            let low = bits(words(&lines[at]), o % 2 * 4, 15);
+            with(low, 4, bits(words(&lines[2 * i]), o, 1))
         }),
         Plan::NibblesAndTwo => octets!(|o, i| {
-            let low = bits(words(&lines[o / 4 * 16 + o % 2 * 8 + i]), o / 2 % 2 * 4, 15);
-            with(low, 4, bits(words(&more[o / 4 * 8 + i]), o % 4 * 2, 3))
+            let at = if o % 2 == 0 { 2 * i + 1 } else { 16 + i };
+            let low = bits(words(&lines[o / 4 * 24 + at]), o / 2 % 2 * 4, 15);
+            with(low, 4, bits(words(&lines[o / 4 * 24 + 2 * i]), o % 4 * 2, 3))
         }),
         Plan::Pairs => octets!(|o, i| bits(words(&lines[o / 4 * 8 + i]), o % 4 * 2, 3)),
         Plan::PairsAndOne => octets!(|o, i| {
-            let low = bits(words(&lines[o / 4 * 8 + i]), o % 4 * 2, 3);
-            with(low, 2, bits(words(&more[i]), o, 1))
+            let at = if o < 4 { 2 * i + 1 } else { 16 + i };
+            let low = bits(words(&lines[at]), o % 4 * 2, 3);
+            with(low, 2, bits(words(&lines[2 * i]), o, 1))
         }),
     }
 }
@@ -110,21 +111,20 @@ fn scales_plain(Record { scheme, bytes, octets, .. }: Record<'_>, out: &mut Code
             *out = sign * f16_to_f32(u16::from_le_bytes(*half));
         }
     };
-    let at = scheme.scales_at(octets);
     if scheme.scales == Scales::Floats {
         for o in 0..octets {
-            halves(at + o * PANEL_ROWS * 2, &mut out.d[o], 1.0);
+            halves(o * PANEL_ROWS * 2, &mut out.d[o], 1.0);
             if scheme.mins {
                 halves(scheme.mins_at(octets) + o * PANEL_ROWS * 2, &mut out.min[o], 1.0);
             }
         }
         return;
     }
-    let integers: &[[[u8; 4]; PANEL_ROWS]] = bytes[at..].as_chunks().0.as_chunks().0; // [line, row, 4]
+    let integers: &[[[u8; 4]; PANEL_ROWS]] = bytes.as_chunks().0.as_chunks().0; // [line, row, 4]
     let lines = scheme.integer_lines();
-    halves(at + lines * LINE_BYTES, &mut out.d[0], 1.0);
+    halves(lines * LINE_BYTES, &mut out.d[0], 1.0);
     if scheme.mins {
-        halves(at + lines * LINE_BYTES + PANEL_ROWS * 2, &mut out.min[0], -1.0);
+        halves(lines * LINE_BYTES + PANEL_ROWS * 2, &mut out.min[0], -1.0);
     }
     for group in 0..OCTETS * 32 / scheme.group {
         let (line, byte) = (group / 4, group % 4);
@@ -186,21 +186,23 @@ fn floats_plain(rows: StoredRows<'_>, row: usize, start: usize, out: &mut [f32])
 mod tests {
     use super::*;
     use crate::panels::Panels;
+    use crate::region::Regions;
     use crate::simd::{CHUNK, pair_place};
     use crate::team::Team;
     use crate::testing;
+    use crate::weights::Packer;
 
     /// Every format's records against the scalar decode, on random blocks, at every instruction set.
     #[test]
     fn records_stand_for_the_values_of_the_scalar_decode() {
-        let team = Team::new(2).unwrap();
+        let (team, regions) = (&Team::new(2).unwrap(), &Regions::default());
         for format in Format::ALL {
             let Some(scheme) = crate::panels::scheme(format) else { continue };
             let (rows, cols) = (29, if scheme.block == CHUNK { 512 } else { 256 + 96 });
             let tensor = testing::weights(3, format, [rows, cols]);
             let want = testing::decoded(&tensor);
             for simd in testing::every_simd() {
-                let panels = &Panels::pack(simd, &team, &[&tensor, &tensor]).unwrap()[1];
+                let panels = &Panels::pack(Packer { simd, team, regions }, &[&tensor, &tensor]).unwrap()[1];
                 for (panel, start) in [(0, 0), (0, 256), (1, 0), (1, 256)] {
                     let octets = (cols - start).min(CHUNK) / 32;
                     let of = panels.record(panel, start / CHUNK);

@@ -8,6 +8,7 @@ use crate::Result;
 use crate::activations::Wanted;
 use crate::isa::Simd;
 use crate::panels::{Panels, scheme};
+use crate::region::Regions;
 use crate::simd::{CHUNK, LANES, OCTET};
 use crate::team::Team;
 use crate::unpack::StoredRows;
@@ -42,6 +43,7 @@ struct Scales {
 pub(crate) struct Packer<'a> {
     pub simd: Simd,
     pub team: &'a Team,
+    pub regions: &'a Regions,
 }
 
 impl Packer<'_> {
@@ -51,7 +53,7 @@ impl Packer<'_> {
     /// [`BackendError::OutOfMemory`]; [`BackendError::Tensor`] for a number that is NaN or infinite.
     fn matrices<'t>(self, tensors: impl Iterator<Item = &'t HostTensor> + Clone) -> Result<Vec<Matrix>> {
         let blocks: Vec<&HostTensor> = tensors.clone().filter(|tensor| scheme(tensor.format).is_some()).collect();
-        let mut panels = Panels::pack(self.simd, self.team, &blocks)?.into_iter();
+        let mut panels = Panels::pack(self, &blocks)?.into_iter();
         let matrix = |tensor: &HostTensor| {
             let values = match scheme(tensor.format) {
                 None => Values::Floats(Stored::new(tensor)?),

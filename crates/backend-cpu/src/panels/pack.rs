@@ -54,6 +54,18 @@ impl Blocks<'_> {
         simd::interleave(self.simd, &parts[..self.stored.len()], out);
     }
 
+    /// The same, to every other line from `first` on.
+    fn every_other_line(&mut self, [from, lines]: [usize; 2], first: usize) {
+        let mut parts = [&[][..]; PANEL_ROWS];
+        for (part, stored) in parts.iter_mut().zip(self.stored) {
+            *part = &stored[from..from + lines * 4];
+        }
+        let mut made = [[0; LINE_BYTES]; OCTET / 4];
+        simd::interleave(self.simd, &parts[..self.stored.len()], &mut made[..lines]);
+        let out = &mut self.record.as_chunks_mut::<LINE_BYTES>().0[first..];
+        out.iter_mut().step_by(2).zip(&made[..lines]).for_each(|(out, line)| *out = *line);
+    }
+
     /// The same of what a function makes of a block.
     fn made<const N: usize>(&mut self, first: usize, make: impl Fn(&[u8]) -> [u8; N]) {
         let mut made = [[0; N]; PANEL_ROWS];
@@ -78,27 +90,27 @@ impl Blocks<'_> {
 
     /// Octet `o`: a block of 32 values.
     fn pack_small(mut self, format: Format, o: usize) -> bool {
-        let [codes, _] = self.scheme.code_lines(self.octets);
+        let codes = self.scheme.codes_at(self.octets) / LINE_BYTES;
         let per_octet = o * PANEL_ROWS * 2;
-        let mut finite = self.halves(0, self.scheme.scales_at(self.octets) + per_octet);
+        let mut finite = self.halves(0, per_octet);
         if self.scheme.mins {
             finite &= self.halves(2, self.scheme.mins_at(self.octets) + per_octet);
         }
         match format {
             Format::Q8_0 => {
-                self.lines([2, 8], 8 * o);
-                let lines = &mut self.record[8 * o * LINE_BYTES..][..8 * LINE_BYTES];
+                self.lines([2, 8], codes + 8 * o);
+                let lines = &mut self.record[(codes + 8 * o) * LINE_BYTES..][..8 * LINE_BYTES];
                 lines.iter_mut().for_each(|code| *code ^= 0x80);
             }
-            Format::Q4_0 | Format::Iq4Nl => self.lines([2, 4], 4 * o),
-            Format::Q4_1 => self.lines([4, 4], 4 * o),
+            Format::Q4_0 | Format::Iq4Nl => self.lines([2, 4], codes + 4 * o),
+            Format::Q4_1 => self.lines([4, 4], codes + 4 * o),
             Format::Q5_0 => {
-                self.lines([6, 4], 4 * o);
-                self.made(codes + o, |block| by_bytes([block[2], block[3], block[4], block[5]]));
+                self.lines([6, 4], codes + 5 * o + 1);
+                self.made(codes + 5 * o, |block| by_bytes([block[2], block[3], block[4], block[5]]));
             }
             Format::Q5_1 => {
-                self.lines([8, 4], 4 * o);
-                self.made(codes + o, |block| by_bytes([block[4], block[5], block[6], block[7]]));
+                self.lines([8, 4], codes + 5 * o + 1);
+                self.made(codes + 5 * o, |block| by_bytes([block[4], block[5], block[6], block[7]]));
             }
             _ => unreachable!("a format of large blocks or of floats"),
         }
@@ -107,40 +119,44 @@ impl Blocks<'_> {
 
     /// A block of 256 values.
     fn pack_large(mut self, format: Format) -> bool {
-        let [codes, _] = self.scheme.code_lines(OCTETS);
-        let at = self.scheme.scales_at(OCTETS);
-        let (scales, floats) = (at / LINE_BYTES, at + self.scheme.integer_lines() * LINE_BYTES);
+        let codes = self.scheme.codes_at(OCTETS) / LINE_BYTES;
+        let floats = self.scheme.integer_lines() * LINE_BYTES;
         let (d, min) = match format {
             Format::Q4K | Format::Q5K => {
                 if format == Format::Q4K {
-                    self.lines([16, 32], 0);
+                    self.lines([16, 32], codes);
                 } else {
-                    self.lines([48, 32], 0);
-                    self.lines([16, 8], codes);
+                    self.every_other_line([16, 8], codes);
+                    self.every_other_line([48, 8], codes + 1);
+                    self.lines([80, 24], codes + 16);
                 }
-                self.made(scales, |block| sixes(&block[4..16]));
+                self.made(0, |block| sixes(&block[4..16]));
                 (0, Some(2))
             }
             Format::Q2K => {
-                self.lines([16, 16], 0);
-                self.lines([0, 4], scales);
+                self.lines([0, 4], 0);
+                self.lines([16, 16], codes);
                 (80, Some(82))
             }
             Format::Q3K => {
-                self.lines([32, 16], 0);
-                self.lines([0, 8], codes);
-                self.made(scales, |block| q3_k_scales(&block[96..108]).map(|s| s as u8));
+                self.every_other_line([0, 8], codes);
+                self.every_other_line([32, 8], codes + 1);
+                self.lines([64, 8], codes + 16);
+                self.made(0, |block| q3_k_scales(&block[96..108]).map(|s| s as u8));
                 (108, None)
             }
             Format::Q6K => {
-                self.lines([0, 32], 0);
-                self.lines([128, 16], codes);
-                self.lines([192, 4], scales);
+                for t in 0..2 {
+                    self.every_other_line([128 + 32 * t, 8], codes + 24 * t);
+                    self.every_other_line([64 * t, 8], codes + 24 * t + 1);
+                    self.lines([64 * t + 32, 8], codes + 24 * t + 16);
+                }
+                self.lines([192, 4], 0);
                 (208, None)
             }
             Format::Iq4Xs => {
-                self.lines([8, 32], 0);
-                self.made(scales, iq4_xs_scales);
+                self.lines([8, 32], codes);
+                self.made(0, iq4_xs_scales);
                 (0, None)
             }
             _ => unreachable!("a format of small blocks or of floats"),

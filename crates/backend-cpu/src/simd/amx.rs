@@ -319,7 +319,7 @@ pub(crate) unsafe fn small_chunk(
 ) {
     check(record, tiles, OCTET, [groups.len(), sums.len()]);
     let lines = match record.scheme.plan {
-        Plan::Bytes => record.bytes.as_ptr(),
+        Plan::Bytes => Source::of(record).0,
         _ => {
             unpack::codes(simd, record, &mut codes.c);
             codes.c.as_ptr().cast()
@@ -345,7 +345,7 @@ unsafe fn small<const MINS: bool>(
     sums: &mut [TileSums],
 ) {
     let Record { scheme, bytes, octets, start } = record;
-    let (scales, mins) = (scheme.scales_at(octets), scheme.mins_at(octets));
+    let mins = scheme.mins_at(octets);
     let planes = groups.len() / sums.len();
     let offset = -i32::from(scheme.offset);
     let mut spread = Spread([0; _], [0.0; _]);
@@ -378,7 +378,7 @@ unsafe fn small<const MINS: bool>(
                 let before = &integer_sums[step % 4];
                 let (o, plane) = (step / planes, step % planes);
                 let group = &planes_of[plane];
-                let w_d = halves(bytes.as_ptr().add(scales + o * PANEL_ROWS * 2));
+                let w_d = halves(bytes.as_ptr().add(o * PANEL_ROWS * 2));
                 let w_min = if MINS { halves(bytes.as_ptr().add(mins + o * PANEL_ROWS * 2)) } else { w_d };
                 let x_sums = _mm512_load_si512(group.sums[o].as_ptr().cast());
                 let minus = _mm512_mullo_epi32(x_sums, _mm512_set1_epi32(offset));

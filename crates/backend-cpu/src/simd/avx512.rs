@@ -16,13 +16,19 @@ use crate::unpack;
 /// Rows of activations from which codes are unpacked once for all of them.
 const UNPACKED_ROWS_MIN: usize = 5;
 
-/// A record against as many rows as the function is made for.
+/// Rows up to which a panel is read from its first record to its last by one call, where panels are read in turn.
+const STRIP_ROWS_MAX: usize = 4;
+
+/// Records against as many rows as the function is made for.
 type Kernel = unsafe fn(&Step<'_>, &[u32], &mut [Sums]);
 
-/// One record of a run.
+/// One record of a run, or several of one panel that follow each other.
 struct Step<'a> {
     x: QuantRows<'a>,
+    /// The first one.
     record: Record<'a>,
+    records: usize,
+    /// Of the first one.
     source: Source,
     /// Records that will be read soon, one of each panel.
     streams: &'a [*const u8],
@@ -34,22 +40,38 @@ struct Step<'a> {
 /// `Run::check` must have passed.
 #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512vnni,f16c")]
 pub(super) unsafe fn run(simd: Simd, run: Run<'_>, codes: &mut Codes, sums: &mut [Sums]) {
-    let Run { panels, first, count, x, rows } = run;
+    let Run { panels, first, count, in_turn, x, rows } = run;
     let scheme = &panels.scheme;
     let unpacked = rows.len() >= UNPACKED_ROWS_MIN && scheme.plan != Plan::Bytes;
     let plan = if unpacked { Plan::Bytes } else { scheme.plan };
     let kernels: [Kernel; 3] = [kernel::<1>(plan, scheme), kernel::<2>(plan, scheme), kernel::<4>(plan, scheme)];
+    if in_turn && rows.len() <= STRIP_ROWS_MAX && rows.len().is_power_of_two() && !unpacked {
+        let kernel = kernels[rows.len().ilog2() as usize];
+        let whole = panels.whole_records();
+        let parts = [(0, whole), (whole, panels.records() - whole)];
+        for (k, sums) in sums.chunks_exact_mut(rows.len()).enumerate() {
+            for (number, records) in parts.into_iter().filter(|(_, records)| *records > 0) {
+                let record = panels.record(first + k, number);
+                let step = Step { x, record, records, source: Source::of(record), streams: &[], share: 0 };
+                // SAFETY: the caller's; the kernel is that of the records, and there are so many rows.
+                unsafe { kernel(&step, rows, sums) };
+            }
+        }
+        return;
+    }
     for (k, record) in run.records() {
         let source = match unpacked {
             true => {
                 unpack::codes(simd, record, &mut codes.c);
-                Source { lines: codes.c.as_ptr().cast(), more: codes.c.as_ptr().cast() }
+                Source(codes.c.as_ptr().cast())
             }
             false => Source::of(record),
         };
         let next = record.start / CHUNK + 1;
-        let streams: [_; STREAMS] = std::array::from_fn(|k| panels.ahead(first + k, next, count));
-        let mut step = Step { x, record, source, streams: &streams[..count.min(STREAMS)], share: k };
+        let (beside, share) = if in_turn { (first + k, 0) } else { (first, k) };
+        let width = if in_turn { 1 } else { count };
+        let streams: [_; STREAMS] = std::array::from_fn(|i| panels.ahead(beside + i, next, width));
+        let mut step = Step { x, record, records: 1, source, streams: &streams[..width.min(STREAMS)], share };
         let sums = &mut sums[k * rows.len()..(k + 1) * rows.len()];
         let mut at = 0;
         while at < rows.len() {
@@ -88,6 +110,9 @@ fn kernel<const N: usize>(plan: Plan, scheme: &Scheme) -> Kernel {
 #[inline]
 #[target_feature(enable = "avx512f")]
 fn fetch_ahead(step: &Step<'_>, eighth: usize) {
+    if step.streams.is_empty() {
+        return;
+    }
     let lines = step.record.bytes.len() / LINE_BYTES;
     let (now, of) = (step.share * OCTETS + eighth, OCTETS * step.streams.len());
     for line in lines * now / of..(lines * (now + 1) / of).min(lines) {
@@ -131,53 +156,60 @@ macro_rules! dot_lines {
     };
 }
 
-/// One block of 256 values against `N` rows.
+/// Blocks of 256 values against `N` rows.
 ///
 /// # Safety
 /// `Run::check` must have passed for the step and these `N` rows; `PLAN` and `SCALES` must be those of its source and
 /// its scheme.
 #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512vnni,f16c")]
 unsafe fn large<const N: usize, const PLAN: u8, const SCALES: u8>(step: &Step<'_>, rows: &[u32], acc: &mut [Sums]) {
-    let Step { x: QuantRows { planes, stride, v, d, sums16, sums32, .. }, record, .. } = *step;
-    let Record { scheme, start, .. } = record;
+    let Step { x: QuantRows { planes, stride, v, d, sums16, sums32, .. }, record, records, source, .. } = *step;
     let rows: &[u32; N] = rows.first_chunk().expect("as many rows");
     let acc: &mut [Sums; N] = acc.first_chunk_mut().expect("sums for each row");
-    let integers = Integers::of(record);
-    // SAFETY: the caller's: the block lies in each row of v, d and sums; the record is whole.
+    let (first, record_bytes) = (Integers::of(record), record.bytes.len());
+    let offset_bits = _mm_cvtsi32_si128(record.scheme.offset.trailing_zeros() as i32);
+    // SAFETY: the caller's: the blocks lie in each row of v, d and sums; the records are whole.
     unsafe {
-        for plane in 0..planes {
-            let at: [usize; N] = std::array::from_fn(|n| (rows[n] as usize * planes + plane) * stride + start);
-            let x: [*const i8; N] = at.map(|at| v.as_ptr().add(at));
-            let mut sums = [_mm512_setzero_si512(); N];
-            for t in 0..2 {
-                octet::<N, PLAN, SCALES, 0>(step, integers, x, t, &mut sums);
-                octet::<N, PLAN, SCALES, 1>(step, integers, x, t, &mut sums);
-                octet::<N, PLAN, SCALES, 2>(step, integers, x, t, &mut sums);
-                octet::<N, PLAN, SCALES, 3>(step, integers, x, t, &mut sums);
-            }
-            let (group_sums, group) = if pairs(SCALES) == 8 { (sums16, 16) } else { (sums32, 32) };
-            let x_sums: [*const i32; N] = at.map(|at| group_sums.as_ptr().add(at / group).cast());
-            let mut of_pairs = [_mm512_setzero_si512(); N];
-            for pair in 0..pairs(SCALES) {
-                let m = integers.pair::<SCALES>(pair);
+        let mut out: [__m512; N] = std::array::from_fn(|n| _mm512_loadu_ps(acc[n].as_ptr()));
+        for number in 0..records {
+            let (source, integers) = (source.after(number * record_bytes), first.after(number * record_bytes));
+            let start = record.start + number * CHUNK;
+            for plane in 0..planes {
+                let at: [usize; N] = std::array::from_fn(|n| (rows[n] as usize * planes + plane) * stride + start);
+                let x: [*const i8; N] = at.map(|at| v.as_ptr().add(at));
+                let mut sums = [_mm512_setzero_si512(); N];
+                for t in 0..2 {
+                    octet::<N, PLAN, SCALES, 0>(step, (source, integers), x, t, &mut sums);
+                    octet::<N, PLAN, SCALES, 1>(step, (source, integers), x, t, &mut sums);
+                    octet::<N, PLAN, SCALES, 2>(step, (source, integers), x, t, &mut sums);
+                    octet::<N, PLAN, SCALES, 3>(step, (source, integers), x, t, &mut sums);
+                }
+                let (group_sums, group) = if pairs(SCALES) == 8 { (sums16, 16) } else { (sums32, 32) };
+                let x_sums: [*const i32; N] = at.map(|at| group_sums.as_ptr().add(at / group).cast());
+                let mut of_pairs = [_mm512_setzero_si512(); N];
+                for pair in 0..pairs(SCALES) {
+                    let m = integers.pair::<SCALES>(pair);
+                    for n in 0..N {
+                        let x_sums = _mm512_set1_epi32(x_sums[n].add(pair).read_unaligned());
+                        of_pairs[n] = _mm512_dpwssd_epi32(of_pairs[n], m, x_sums);
+                    }
+                }
+                let [w_d, w_min] = integers.floats::<SCALES>();
                 for n in 0..N {
-                    let x_sums = _mm512_set1_epi32(x_sums[n].add(pair).read_unaligned());
-                    of_pairs[n] = _mm512_dpwssd_epi32(of_pairs[n], m, x_sums);
+                    let x_d = _mm512_set1_ps(*d.as_ptr().add(at[n] / CHUNK));
+                    let t = if SCALES >= BYTES16 {
+                        let minus = _mm512_sll_epi32(of_pairs[n], offset_bits);
+                        _mm512_mul_ps(w_d, _mm512_cvtepi32_ps(_mm512_sub_epi32(sums[n], minus)))
+                    } else {
+                        let t = _mm512_mul_ps(w_d, _mm512_cvtepi32_ps(sums[n]));
+                        _mm512_fmadd_ps(w_min, _mm512_cvtepi32_ps(of_pairs[n]), t)
+                    };
+                    out[n] = _mm512_fmadd_ps(x_d, t, out[n]);
                 }
             }
-            let [w_d, w_min] = integers.floats::<SCALES>();
-            for n in 0..N {
-                let x_d = _mm512_set1_ps(*d.as_ptr().add(at[n] / CHUNK));
-                let to = acc[n].as_mut_ptr();
-                let t = if SCALES >= BYTES16 {
-                    let minus = _mm512_sll_epi32(of_pairs[n], _mm_cvtsi32_si128(scheme.offset.trailing_zeros() as i32));
-                    _mm512_mul_ps(w_d, _mm512_cvtepi32_ps(_mm512_sub_epi32(sums[n], minus)))
-                } else {
-                    let t = _mm512_mul_ps(w_d, _mm512_cvtepi32_ps(sums[n]));
-                    _mm512_fmadd_ps(w_min, _mm512_cvtepi32_ps(of_pairs[n]), t)
-                };
-                _mm512_storeu_ps(to, _mm512_fmadd_ps(x_d, t, _mm512_loadu_ps(to)));
-            }
+        }
+        for n in 0..N {
+            _mm512_storeu_ps(acc[n].as_mut_ptr(), out[n]);
         }
     }
 }
@@ -190,7 +222,7 @@ unsafe fn large<const N: usize, const PLAN: u8, const SCALES: u8>(step: &Step<'_
 #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512vnni")]
 unsafe fn octet<const N: usize, const PLAN: u8, const SCALES: u8, const Q: usize>(
     step: &Step<'_>,
-    integers: Integers,
+    (source, integers): (Source, Integers),
     x: [*const i8; N],
     t: usize,
     sums: &mut [__m512i; N],
@@ -202,7 +234,7 @@ unsafe fn octet<const N: usize, const PLAN: u8, const SCALES: u8, const Q: usize
         for g in 0..groups {
             let mut dots = [_mm512_setzero_si512(); N];
             let x = x.map(|x| x.add((t * 4 + Q) * OCTET));
-            let code = |i| code::<PLAN>(step.source, [t, Q], i);
+            let code = |i| code::<PLAN>(source, [t, Q], i);
             match (groups, g) {
                 (1, _) => dot_lines!(&mut dots, x, code, [0 1 2 3 4 5 6 7]),
                 (_, 0) => dot_lines!(&mut dots, x, code, [0 1 2 3]),
@@ -223,33 +255,37 @@ unsafe fn octet<const N: usize, const PLAN: u8, const SCALES: u8, const Q: usize
 /// `Run::check` must have passed for the step and these `N` rows; `PLAN` must be that of its source.
 #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512vnni,f16c")]
 unsafe fn small<const N: usize, const PLAN: u8, const MINS: bool>(step: &Step<'_>, rows: &[u32], acc: &mut [Sums]) {
-    let Step { x: QuantRows { planes, stride, v, d, sums32, .. }, record, source, .. } = *step;
+    let Step { x: QuantRows { planes, stride, v, d, sums32, .. }, record, records, source, .. } = *step;
     let Record { scheme, bytes, octets, start } = record;
     let rows: &[u32; N] = rows.first_chunk().expect("as many rows");
     let acc: &mut [Sums; N] = acc.first_chunk_mut().expect("sums for each row");
-    let (scales, mins) = (scheme.scales_at(octets), scheme.mins_at(octets));
+    let mins = scheme.mins_at(octets);
     let offset = -i32::from(scheme.offset);
-    // SAFETY: the caller's: the blocks lie in each row of v, d and sums; the record is whole.
+    // SAFETY: the caller's: the blocks lie in each row of v, d and sums; the records are whole.
     unsafe {
         let mut sums: [__m512; N] = std::array::from_fn(|n| _mm512_loadu_ps(acc[n].as_ptr()));
-        for o in 0..octets {
-            fetch_ahead(step, o);
-            let w_d = halves(bytes.as_ptr().add(scales + o * PANEL_ROWS * 2));
-            for plane in 0..planes {
-                let at: [usize; N] = std::array::from_fn(|n| (rows[n] as usize * planes + plane) * stride + start);
-                let x_sums = at.map(|at| i32::from(*sums32.as_ptr().add(at / OCTET + super::pair_place(o))));
-                let mut dots = x_sums.map(|sum| _mm512_set1_epi32(offset * sum));
-                let x = at.map(|at| v.as_ptr().add(at + o * OCTET));
-                let code = |i| code::<PLAN>(source, [o / 4, o % 4], i);
-                dot_lines!(&mut dots, x, code, [0 1 2 3 4 5 6 7]);
-                for n in 0..N {
-                    let x_d = _mm512_set1_ps(*d.as_ptr().add(at[n] / OCTET + o));
-                    let mut t = _mm512_mul_ps(w_d, _mm512_cvtepi32_ps(dots[n]));
-                    if MINS {
-                        let min = halves(bytes.as_ptr().add(mins + o * PANEL_ROWS * 2));
-                        t = _mm512_fmadd_ps(min, _mm512_set1_ps(x_sums[n] as f32), t);
+        for number in 0..records {
+            let (bytes, source) = (bytes.as_ptr().add(number * bytes.len()), source.after(number * bytes.len()));
+            let start = start + number * CHUNK;
+            for o in 0..octets {
+                fetch_ahead(step, o);
+                let w_d = halves(bytes.add(o * PANEL_ROWS * 2));
+                for plane in 0..planes {
+                    let at: [usize; N] = std::array::from_fn(|n| (rows[n] as usize * planes + plane) * stride + start);
+                    let x_sums = at.map(|at| i32::from(*sums32.as_ptr().add(at / OCTET + super::pair_place(o))));
+                    let mut dots = x_sums.map(|sum| _mm512_set1_epi32(offset * sum));
+                    let x = at.map(|at| v.as_ptr().add(at + o * OCTET));
+                    let code = |i| code::<PLAN>(source, [o / 4, o % 4], i);
+                    dot_lines!(&mut dots, x, code, [0 1 2 3 4 5 6 7]);
+                    for n in 0..N {
+                        let x_d = _mm512_set1_ps(*d.as_ptr().add(at[n] / OCTET + o));
+                        let mut t = _mm512_mul_ps(w_d, _mm512_cvtepi32_ps(dots[n]));
+                        if MINS {
+                            let min = halves(bytes.add(mins + o * PANEL_ROWS * 2));
+                            t = _mm512_fmadd_ps(min, _mm512_set1_ps(x_sums[n] as f32), t);
+                        }
+                        sums[n] = _mm512_fmadd_ps(x_d, t, sums[n]);
                     }
-                    sums[n] = _mm512_fmadd_ps(x_d, t, sums[n]);
                 }
             }
         }

@@ -107,13 +107,15 @@ impl QuantRows<'_> {
     }
 }
 
-/// Panels side by side against some rows.
+/// Panels against some rows.
 #[derive(Clone, Copy)]
 pub(crate) struct Run<'a> {
     pub panels: &'a Panels,
     /// The first panel, and how many.
     pub first: usize,
     pub count: usize,
+    /// Whether they are read one after the other, not side by side.
+    pub in_turn: bool,
     pub x: QuantRows<'a>,
     /// Rows of `x`.
     pub rows: &'a [u32],
@@ -125,7 +127,7 @@ pub(crate) type Sums = [f32; PANEL_ROWS];
 impl<'a> Run<'a> {
     /// What the unchecked loads of the kernels rely on.
     fn check(&self, sums: &[Sums]) {
-        let Run { panels, first, count, x, rows } = *self;
+        let Run { panels, first, count, x, rows, .. } = *self;
         x.check();
         assert!(x.block == panels.scheme.block && panels.records() * CHUNK <= x.stride);
         assert!(first + count <= panels.count());
@@ -134,8 +136,12 @@ impl<'a> Run<'a> {
 
     /// The records of all panels in the order in which they are read: `(panel of the run, record)`.
     fn records(&self) -> impl Iterator<Item = (usize, Record<'a>)> {
-        let Run { panels, first, count, .. } = *self;
-        (0..panels.records()).flat_map(move |i| (0..count).map(move |k| (k, panels.record(first + k, i))))
+        let Run { panels, first, count, in_turn, .. } = *self;
+        let records = panels.records();
+        (0..records * count).map(move |i| {
+            let (k, number) = if in_turn { (i / records, i % records) } else { (i % count, i / count) };
+            (k, panels.record(first + k, number))
+        })
     }
 }
 

@@ -2,7 +2,7 @@
 
 use std::arch::x86_64::*;
 
-use super::{OCTETS, PANEL_ROWS};
+use super::PANEL_ROWS;
 use crate::panels::{IQ4_OFFSET, LINE_BYTES, Record};
 
 // Where codes come from: a record of a plan, or unpacked bytes.
@@ -47,18 +47,18 @@ macro_rules! with_large {
 }
 pub(super) use with_large;
 
-/// Where codes lie: the lines of a record, and its lines of further bits.
+/// Where codes lie: see [`crate::panels::Plan`].
 #[derive(Clone, Copy)]
-pub(super) struct Source {
-    pub lines: *const u8,
-    pub more: *const u8,
-}
+pub(super) struct Source(pub *const u8);
 
 impl Source {
     pub fn of(record: Record<'_>) -> Self {
-        let [first, _] = record.scheme.code_lines(record.octets);
-        let lines = record.bytes.as_ptr();
-        Self { lines, more: lines.wrapping_add(first * LINE_BYTES) }
+        Self(record.bytes.as_ptr().wrapping_add(record.scheme.codes_at(record.octets)))
+    }
+
+    /// Of the record so many bytes later.
+    pub fn after(self, bytes: usize) -> Self {
+        Self(self.0.wrapping_add(bytes))
     }
 }
 
@@ -99,32 +99,38 @@ fn join(nibbles: __m512i, line: __m512i, [from, to]: [usize; 2], mask: i8) -> __
 #[inline]
 #[target_feature(enable = "avx512f,avx512bw")]
 pub(super) unsafe fn code<const PLAN: u8>(source: Source, [t, q]: [usize; 2], i: usize) -> __m512i {
-    let Source { lines, more } = source;
+    let Source(lines) = source;
     let o = t * 4 + q;
     // SAFETY: the caller's.
     unsafe {
         match PLAN {
             BYTES => line(lines, o * 8 + i),
             HALVES => bits(line(lines, o * 4 + i % 4), i / 4 * 4, 15),
-            HALVES_AND_ONE => join(bits(line(lines, o * 4 + i % 4), i / 4 * 4, 15), line(more, o), [i, 4], 16),
+            HALVES_AND_ONE => {
+                let low = bits(line(lines, o * 5 + 1 + i % 4), i / 4 * 4, 15);
+                join(low, line(lines, o * 5), [i, 4], 16)
+            }
             TABLE => {
                 let table = _mm512_broadcast_i32x4(_mm_loadu_si128(IQ4_OFFSET.as_ptr().cast()));
                 _mm512_shuffle_epi8(table, bits(line(lines, o * 4 + i % 4), i / 4 * 4, 15))
             }
             NIBBLES => bits(line(lines, t * 16 + q / 2 * 8 + i), q % 2 * 4, 15),
             NIBBLES_AND_ONE => {
-                let low = bits(line(lines, t * 16 + q / 2 * 8 + i), q % 2 * 4, 15);
-                let one = _mm512_srl_epi16(line(more, i), _mm_cvtsi32_si128(t as i32 * 4));
+                let at = if o < 2 { 2 * i + 1 } else { 8 + o / 2 * 8 + i };
+                let low = bits(line(lines, at), q % 2 * 4, 15);
+                let one = _mm512_srl_epi16(line(lines, 2 * i), _mm_cvtsi32_si128(t as i32 * 4));
                 join(low, one, [q, 4], 16)
             }
             NIBBLES_AND_TWO => {
-                let low = bits(line(lines, t * 16 + q % 2 * 8 + i), q / 2 * 4, 15);
-                join(low, line(more, t * 8 + i), [q * 2, 4], 48)
+                let at = if q % 2 == 0 { 2 * i + 1 } else { 16 + i };
+                let low = bits(line(lines, t * 24 + at), q / 2 * 4, 15);
+                join(low, line(lines, t * 24 + 2 * i), [q * 2, 4], 48)
             }
             PAIRS => bits(line(lines, t * 8 + i), q * 2, 3),
             _ => {
-                let low = bits(line(lines, t * 8 + i), q * 2, 3);
-                let one = _mm512_srl_epi16(line(more, i), _mm_cvtsi32_si128(t as i32 * 4));
+                let at = if t == 0 { 2 * i + 1 } else { 16 + i };
+                let low = bits(line(lines, at), q * 2, 3);
+                let one = _mm512_srl_epi16(line(lines, 2 * i), _mm_cvtsi32_si128(t as i32 * 4));
                 join(low, one, [q, 2], 4)
             }
         }
@@ -137,7 +143,12 @@ pub(super) struct Integers(pub *const u8);
 
 impl Integers {
     pub fn of(record: Record<'_>) -> Self {
-        Self(record.bytes.as_ptr().wrapping_add(record.scheme.scales_at(OCTETS)))
+        Self(record.bytes.as_ptr())
+    }
+
+    /// Of the record so many bytes later.
+    pub fn after(self, bytes: usize) -> Self {
+        Self(self.0.wrapping_add(bytes))
     }
 
     /// The line with the scales of four groups, and its number.

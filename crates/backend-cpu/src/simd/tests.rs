@@ -25,11 +25,9 @@ fn record(random: &mut Random, scheme: &Scheme, octets: usize) -> Vec<u8> {
     }
     if scheme.scales == Scales::Bytes8 {
         // Six bits with a sign: products with 8-bit codes would leave 16 bits otherwise.
-        let at = scheme.scales_at(octets);
-        record[at..at + 2 * 64].iter_mut().for_each(|s| *s = (*s as i8 >> 2) as u8);
+        record[..2 * 64].iter_mut().for_each(|s| *s = (*s as i8 >> 2) as u8);
     }
-    let floats = scheme.scales_at(octets) + scheme.integer_lines() * 64;
-    for half in record[floats..].as_chunks_mut::<2>().0 {
+    for half in record[scheme.integer_lines() * 64..scheme.codes_at(octets)].as_chunks_mut::<2>().0 {
         *half = half::f16::from_f32(random.unit() - 0.5).to_le_bytes();
     }
     record
@@ -84,7 +82,7 @@ fn records_have_the_same_bits_everywhere() {
                 let panels = &panels(&mut random, scheme, cols, 5);
                 let x = Rows::new(&mut random, all_rows, planes, [scheme.block, 512]);
                 let rows: Vec<u32> = (0..rows).map(|i| (i * 7 % all_rows) as u32).collect();
-                let of = Run { panels, first: 1, count, x: x.rows(), rows: &rows };
+                let of = Run { panels, first: 1, count, in_turn: count == 3, x: x.rows(), rows: &rows };
                 let mut want: Option<Vec<Sums>> = None;
                 for simd in testing::every_simd() {
                     let mut got = vec![[f32::NAN; PANEL_ROWS]; count * rows.len()];
@@ -142,7 +140,7 @@ fn check_groups(seed: u64, raised: u8, mut product: impl FnMut(&Panels, usize, &
             }
             for (panel, got) in got.iter().enumerate() {
                 let mut want = vec![[0.0; PANEL_ROWS]; count];
-                let run_of = Run { panels, first: panel, count: 1, x: x.rows(), rows: &rows };
+                let run_of = Run { panels, first: panel, count: 1, in_turn: true, x: x.rows(), rows: &rows };
                 run(portable, run_of, &mut Codes::boxed(), &mut want);
                 for (i, want) in want.iter().enumerate() {
                     let got = got[i / 16].0[i % 16];

@@ -215,7 +215,6 @@ unsafe fn fill_large<const PLAN: u8, const SCALES: u8>(twins: &mut Twins, panel:
 #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512vnni,f16c")]
 unsafe fn fill_small<const PLAN: u8>(twins: &mut Twins, panel: usize, record: Record<'_>) {
     let Record { scheme, bytes, octets, .. } = record;
-    let (scales, mins) = (scheme.scales_at(octets), scheme.mins_at(octets));
     let from = (Source::of(record), _mm512_set1_epi8(scheme.offset as i8));
     // SAFETY: the caller's.
     unsafe {
@@ -226,9 +225,9 @@ unsafe fn fill_small<const PLAN: u8>(twins: &mut Twins, panel: usize, record: Re
             }
             store(&mut twins.start[o][panel], opposite(all));
             let floats = |at: usize| _mm512_castps_si512(halves(bytes.as_ptr().add(at + o * PANEL_ROWS * 2)));
-            store(&mut twins.d[o][panel], floats(scales));
+            store(&mut twins.d[o][panel], floats(0));
             if scheme.mins {
-                store(&mut twins.min[o][panel], floats(mins));
+                store(&mut twins.min[o][panel], floats(scheme.mins_at(octets)));
             }
         }
     }
