@@ -6,7 +6,7 @@ use lingqu_types::{Batch, SequenceSlice, TokenId};
 use crate::Core;
 use crate::memory::{Source, Target};
 use crate::team::{Shares, share};
-use crate::weights::Stored;
+use crate::weights::Embedding;
 
 /// Storage of a [`Step`].
 pub(crate) struct StepTables {
@@ -39,7 +39,7 @@ pub(crate) fn begin(batch: &Batch, block_tokens: usize) -> Step {
 
 pub(crate) fn embed(core: &Core, step: &Step, table: &Weight, out: ViewMut<'_>) {
     let tables = step.storage::<StepTables>();
-    let matrix = table.storage::<Stored>();
+    let matrix = table.storage::<Embedding>();
     let Target { rows, len, row_stride, offset, values, .. } = Target::of(out).flattened();
     assert!(rows == tables.tokens.len() && len == table.cols, "shapes of an embedding");
     let out = Shares::new(values);

@@ -1,6 +1,8 @@
 //! Uploaded weights: block formats repacked (see `panels.rs`), floats in their stored bytes, shared with whoever mapped
 //! them.
 
+use std::sync::atomic::{AtomicUsize, Ordering};
+
 use lingqu_backend::{BackendError, ExpertWeights, FfnSource, FfnWeights, LinearSource, Weight};
 use lingqu_tensor::{Format, HostTensor, TensorError, quant};
 
@@ -29,6 +31,28 @@ enum Values {
 pub(crate) struct Stored {
     tensor: HostTensor,
     scales: Option<Scales>,
+}
+
+/// Storage of an embedding.
+pub(crate) struct Embedding {
+    stored: Stored,
+    /// Rows that were looked up since the memory of a mapped file was given back.
+    looked_up: AtomicUsize,
+}
+
+/// Rows after which it is. The system maps 16 pages around each that is touched: with all tokens of a text met, the
+/// whole table would count as this process's memory, beside the repacked one that a tied head is.
+const LOOKED_UP_MAX: usize = 64;
+
+impl Embedding {
+    /// One row as f32.
+    pub fn decode_row(&self, row: usize, out: &mut [f32]) {
+        self.stored.decode_row(row, out);
+        if self.looked_up.fetch_add(1, Ordering::Relaxed) + 1 == LOOKED_UP_MAX {
+            self.looked_up.store(0, Ordering::Relaxed);
+            self.stored.tensor.data.release();
+        }
+    }
 }
 
 /// Scales of an FP8 matrix, `[row blocks, column blocks]`.
@@ -203,7 +227,8 @@ pub(crate) fn upload_table(tensor: &HostTensor) -> Result<Weight> {
 pub(crate) fn upload_embedding(tensor: &HostTensor) -> Result<Weight> {
     let stored = Stored::new(tensor)?;
     tensor.data.release(); // the check read all of it; a step reads a row for each token
-    Ok(Weight::new([1, tensor.rows, tensor.cols], stored.bytes(), stored))
+    let bytes = stored.bytes();
+    Ok(Weight::new([1, tensor.rows, tensor.cols], bytes, Embedding { stored, looked_up: AtomicUsize::new(0) }))
 }
 
 pub(crate) fn upload_linear(packer: Packer<'_>, source: LinearSource<'_>) -> Result<Weight> {
@@ -263,4 +288,45 @@ pub(crate) fn upload_experts(packer: Packer<'_>, experts: &[FfnSource]) -> Resul
 /// Length of a row of floats with its padding to whole lanes.
 pub(crate) fn padded(cols: usize) -> usize {
     cols.next_multiple_of(LANES)
+}
+
+#[cfg(test)]
+mod tests {
+    use std::ops::Range;
+    use std::sync::Arc;
+
+    use lingqu_tensor::{Bytes, Owner};
+
+    use super::*;
+    use crate::testing;
+
+    /// Counts how often its bytes are given back.
+    struct Counted(Vec<u8>, Arc<AtomicUsize>);
+
+    impl Owner for Counted {
+        fn bytes(&self) -> &[u8] {
+            &self.0
+        }
+
+        fn release(&self, _: Range<usize>) {
+            self.1.fetch_add(1, Ordering::Relaxed);
+        }
+    }
+
+    #[test]
+    fn an_embedding_gives_its_pages_back_now_and_then() {
+        let mut tensor = testing::weights(1, Format::Q4K, [8, 256]);
+        let want = testing::decoded(&tensor);
+        let released = Arc::new(AtomicUsize::new(0));
+        tensor.data = Bytes::new(Arc::new(Counted(tensor.data.as_slice().to_vec(), released.clone())));
+        let weight = upload_embedding(&tensor).unwrap();
+        assert_eq!(released.load(Ordering::Relaxed), 1, "after the check");
+        let embedding = weight.storage::<Embedding>();
+        let mut row = vec![0.0; 256];
+        for i in 0..2 * LOOKED_UP_MAX {
+            embedding.decode_row(i % 8, &mut row);
+            assert_eq!(row, want[i % 8 * 256..][..256]);
+            assert_eq!(released.load(Ordering::Relaxed), 1 + (i + 1) / LOOKED_UP_MAX, "after {} rows", i + 1);
+        }
+    }
 }
