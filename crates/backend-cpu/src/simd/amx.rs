@@ -175,7 +175,7 @@ pub(crate) unsafe fn large_chunk(
     sums: &mut [TileSums],
 ) {
     check(record, tiles, CHUNK, [groups.len(), sums.len()]);
-    let large: LargeKernel = with_large!(record.scheme.plan, record.scheme.scales, large[]);
+    let large: LargeKernel = with_large!(record.scheme.plan, large[]);
     // SAFETY: the caller's; checked above.
     unsafe { large(record, (groups, next), scratch, sums) };
 }

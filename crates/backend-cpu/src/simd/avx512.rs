@@ -6,15 +6,8 @@ use std::arch::x86_64::*;
 use super::records::{
     BYTES, BYTES16, HALVES, HALVES_AND_ONE, Integers, Source, TABLE, code, halves, pairs, with_large,
 };
-use super::{
-    CHUNK, Codes, Dots, FLOAT_ROWS, LANES, LaneSums, OCTET, OCTETS, PANEL_ROWS, QuantRows, Run, STREAMS, Sums, ask,
-};
-use crate::isa::Simd;
+use super::{CHUNK, Dots, FLOAT_ROWS, LANES, LaneSums, OCTET, OCTETS, PANEL_ROWS, QuantRows, Run, STREAMS, Sums, ask};
 use crate::panels::{LINE_BYTES, Plan, Record, Scheme};
-use crate::unpack;
-
-/// Rows of activations from which codes are unpacked once for all of them.
-const UNPACKED_ROWS_MIN: usize = 5;
 
 /// Rows up to which a panel is read from its first record to its last by one call, where panels are read in turn.
 const STRIP_ROWS_MAX: usize = 4;
@@ -28,8 +21,6 @@ struct Step<'a> {
     /// The first one.
     record: Record<'a>,
     records: usize,
-    /// Of the first one.
-    source: Source,
     /// Records that will be read soon, one of each panel.
     streams: &'a [*const u8],
     /// Which share of them is asked for now, of as many as there are streams.
@@ -39,20 +30,18 @@ struct Step<'a> {
 /// # Safety
 /// `Run::check` must have passed.
 #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512vnni,f16c")]
-pub(super) unsafe fn run(simd: Simd, run: Run<'_>, codes: &mut Codes, sums: &mut [Sums]) {
+pub(super) unsafe fn run(run: Run<'_>, sums: &mut [Sums]) {
     let Run { panels, first, count, in_turn, x, rows } = run;
     let scheme = &panels.scheme;
-    let unpacked = rows.len() >= UNPACKED_ROWS_MIN && scheme.plan != Plan::Bytes;
-    let plan = if unpacked { Plan::Bytes } else { scheme.plan };
-    let kernels: [Kernel; 3] = [kernel::<1>(plan, scheme), kernel::<2>(plan, scheme), kernel::<4>(plan, scheme)];
-    if in_turn && rows.len() <= STRIP_ROWS_MAX && rows.len().is_power_of_two() && !unpacked {
+    let kernels: [Kernel; 3] = [kernel::<1>(scheme), kernel::<2>(scheme), kernel::<4>(scheme)];
+    if in_turn && rows.len() <= STRIP_ROWS_MAX && rows.len().is_power_of_two() {
         let kernel = kernels[rows.len().ilog2() as usize];
         let whole = panels.whole_records();
         let parts = [(0, whole), (whole, panels.records() - whole)];
         for (k, sums) in sums.chunks_exact_mut(rows.len()).enumerate() {
             for (number, records) in parts.into_iter().filter(|(_, records)| *records > 0) {
                 let record = panels.record(first + k, number);
-                let step = Step { x, record, records, source: Source::of(record), streams: &[], share: 0 };
+                let step = Step { x, record, records, streams: &[], share: 0 };
                 // SAFETY: the caller's; the kernel is that of the records, and there are so many rows.
                 unsafe { kernel(&step, rows, sums) };
             }
@@ -60,18 +49,11 @@ pub(super) unsafe fn run(simd: Simd, run: Run<'_>, codes: &mut Codes, sums: &mut
         return;
     }
     for (k, record) in run.records() {
-        let source = match unpacked {
-            true => {
-                unpack::codes(simd, record, &mut codes.c);
-                Source(codes.c.as_ptr().cast())
-            }
-            false => Source::of(record),
-        };
         let next = record.start / CHUNK + 1;
         let (beside, share) = if in_turn { (first + k, 0) } else { (first, k) };
         let width = if in_turn { 1 } else { count };
         let streams: [_; STREAMS] = std::array::from_fn(|i| panels.ahead(beside + i, next, width));
-        let mut step = Step { x, record, records: 1, source, streams: &streams[..width.min(STREAMS)], share };
+        let mut step = Step { x, record, records: 1, streams: &streams[..width.min(STREAMS)], share };
         let sums = &mut sums[k * rows.len()..(k + 1) * rows.len()];
         let mut at = 0;
         while at < rows.len() {
@@ -88,14 +70,12 @@ pub(super) unsafe fn run(simd: Simd, run: Run<'_>, codes: &mut Codes, sums: &mut
     }
 }
 
-/// The kernel for a scheme whose codes lie as `plan` says.
-fn kernel<const N: usize>(plan: Plan, scheme: &Scheme) -> Kernel {
+fn kernel<const N: usize>(scheme: &Scheme) -> Kernel {
     if scheme.block == CHUNK {
-        return with_large!(plan, scheme.scales, large[N]);
+        return with_large!(scheme.plan, large[N]);
     }
-    match (plan, scheme.mins) {
-        (Plan::Bytes, false) => small::<N, BYTES, false>,
-        (Plan::Bytes, true) => small::<N, BYTES, true>,
+    match (scheme.plan, scheme.mins) {
+        (Plan::Bytes, _) => small::<N, BYTES, false>,
         (Plan::Halves, false) => small::<N, HALVES, false>,
         (Plan::Halves, true) => small::<N, HALVES, true>,
         (Plan::HalvesAndOne, false) => small::<N, HALVES_AND_ONE, false>,
@@ -163,16 +143,16 @@ macro_rules! dot_lines {
 /// its scheme.
 #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512vnni,f16c")]
 unsafe fn large<const N: usize, const PLAN: u8, const SCALES: u8>(step: &Step<'_>, rows: &[u32], acc: &mut [Sums]) {
-    let Step { x: QuantRows { planes, stride, v, d, sums16, sums32, .. }, record, records, source, .. } = *step;
+    let Step { x: QuantRows { planes, stride, v, d, sums16, sums32, .. }, record, records, .. } = *step;
     let rows: &[u32; N] = rows.first_chunk().expect("as many rows");
     let acc: &mut [Sums; N] = acc.first_chunk_mut().expect("sums for each row");
-    let (first, record_bytes) = (Integers::of(record), record.bytes.len());
+    let (codes, scales, record_bytes) = (Source::of(record), Integers::of(record), record.bytes.len());
     let offset_bits = _mm_cvtsi32_si128(record.scheme.offset.trailing_zeros() as i32);
     // SAFETY: the caller's: the blocks lie in each row of v, d and sums; the records are whole.
     unsafe {
         let mut out: [__m512; N] = std::array::from_fn(|n| _mm512_loadu_ps(acc[n].as_ptr()));
         for number in 0..records {
-            let (source, integers) = (source.after(number * record_bytes), first.after(number * record_bytes));
+            let (source, integers) = (codes.after(number * record_bytes), scales.after(number * record_bytes));
             let start = record.start + number * CHUNK;
             for plane in 0..planes {
                 let at: [usize; N] = std::array::from_fn(|n| (rows[n] as usize * planes + plane) * stride + start);
@@ -255,17 +235,17 @@ unsafe fn octet<const N: usize, const PLAN: u8, const SCALES: u8, const Q: usize
 /// `Run::check` must have passed for the step and these `N` rows; `PLAN` must be that of its source.
 #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512vnni,f16c")]
 unsafe fn small<const N: usize, const PLAN: u8, const MINS: bool>(step: &Step<'_>, rows: &[u32], acc: &mut [Sums]) {
-    let Step { x: QuantRows { planes, stride, v, d, sums32, .. }, record, records, source, .. } = *step;
+    let Step { x: QuantRows { planes, stride, v, d, sums32, .. }, record, records, .. } = *step;
     let Record { scheme, bytes, octets, start } = record;
     let rows: &[u32; N] = rows.first_chunk().expect("as many rows");
     let acc: &mut [Sums; N] = acc.first_chunk_mut().expect("sums for each row");
-    let mins = scheme.mins_at(octets);
+    let (codes, mins) = (Source::of(record), scheme.mins_at(octets));
     let offset = -i32::from(scheme.offset);
     // SAFETY: the caller's: the blocks lie in each row of v, d and sums; the records are whole.
     unsafe {
         let mut sums: [__m512; N] = std::array::from_fn(|n| _mm512_loadu_ps(acc[n].as_ptr()));
         for number in 0..records {
-            let (bytes, source) = (bytes.as_ptr().add(number * bytes.len()), source.after(number * bytes.len()));
+            let (bytes, source) = (bytes.as_ptr().add(number * bytes.len()), codes.after(number * bytes.len()));
             let start = start + number * CHUNK;
             for o in 0..octets {
                 fetch_ahead(step, o);

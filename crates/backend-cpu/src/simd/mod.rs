@@ -158,7 +158,7 @@ pub(crate) fn run(simd: Simd, run: Run<'_>, codes: &mut Codes, sums: &mut [Sums]
     #[cfg(target_arch = "x86_64")]
     if simd.isa() >= Isa::Avx512 {
         // SAFETY: a `Simd` of this set exists; `check` has passed.
-        return unsafe { avx512::run(simd, run, codes, sums) };
+        return unsafe { avx512::run(run, sums) };
     }
     for (k, record) in run.records() {
         let sums = &mut sums[k * run.rows.len()..(k + 1) * run.rows.len()];

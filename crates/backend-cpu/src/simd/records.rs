@@ -5,7 +5,7 @@ use std::arch::x86_64::*;
 use super::PANEL_ROWS;
 use crate::panels::{IQ4_OFFSET, LINE_BYTES, Record};
 
-// Where codes come from: a record of a plan, or unpacked bytes.
+// Where codes lie: see `Plan`.
 pub(super) const BYTES: u8 = 0;
 pub(super) const HALVES: u8 = 1;
 pub(super) const HALVES_AND_ONE: u8 = 2;
@@ -22,26 +22,21 @@ pub(super) const FOURS: u8 = 1;
 pub(super) const BYTES16: u8 = 2;
 pub(super) const BYTES8: u8 = 3;
 
-/// The function with constants for the plan (or for unpacked bytes) and the scales of a scheme of large blocks.
+/// The function with constants for the plan of a scheme of large blocks, and for the scales that go with it.
 macro_rules! with_large {
-    ($plan:expr, $scales:expr, $function:ident[$($n:ident)?]) => {{
-        use crate::panels::{Plan, Scales};
+    ($plan:expr, $function:ident[$($n:ident)?]) => {{
+        use crate::panels::Plan;
         use crate::simd::records::{
-            BYTES, BYTES8, BYTES16, FOURS, NIBBLES, NIBBLES_AND_ONE, NIBBLES_AND_TWO, PAIRS, PAIRS_AND_ONE, SIXES,
-            TABLE,
+            BYTES8, BYTES16, FOURS, NIBBLES, NIBBLES_AND_ONE, NIBBLES_AND_TWO, PAIRS, PAIRS_AND_ONE, SIXES, TABLE,
         };
-        match ($plan, $scales) {
-            (Plan::Bytes, Scales::Sixes) => $function::<$($n,)? BYTES, SIXES>,
-            (Plan::Bytes, Scales::Fours) => $function::<$($n,)? BYTES, FOURS>,
-            (Plan::Bytes, Scales::Bytes16) => $function::<$($n,)? BYTES, BYTES16>,
-            (Plan::Bytes, Scales::Bytes8) => $function::<$($n,)? BYTES, BYTES8>,
-            (Plan::Table, _) => $function::<$($n,)? TABLE, BYTES8>,
-            (Plan::Nibbles, _) => $function::<$($n,)? NIBBLES, SIXES>,
-            (Plan::NibblesAndOne, _) => $function::<$($n,)? NIBBLES_AND_ONE, SIXES>,
-            (Plan::NibblesAndTwo, _) => $function::<$($n,)? NIBBLES_AND_TWO, BYTES16>,
-            (Plan::Pairs, _) => $function::<$($n,)? PAIRS, FOURS>,
-            (Plan::PairsAndOne, _) => $function::<$($n,)? PAIRS_AND_ONE, BYTES16>,
-            (plan, scales) => unreachable!("{plan:?} with {scales:?}"),
+        match $plan {
+            Plan::Table => $function::<$($n,)? TABLE, BYTES8>,
+            Plan::Nibbles => $function::<$($n,)? NIBBLES, SIXES>,
+            Plan::NibblesAndOne => $function::<$($n,)? NIBBLES_AND_ONE, SIXES>,
+            Plan::NibblesAndTwo => $function::<$($n,)? NIBBLES_AND_TWO, BYTES16>,
+            Plan::Pairs => $function::<$($n,)? PAIRS, FOURS>,
+            Plan::PairsAndOne => $function::<$($n,)? PAIRS_AND_ONE, BYTES16>,
+            plan => unreachable!("large blocks with {plan:?}"),
         }
     }};
 }

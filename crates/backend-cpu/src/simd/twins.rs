@@ -67,7 +67,7 @@ impl Twins {
         let Record { scheme, octets, .. } = records[0];
         assert!(octets == OCTETS || scheme.block == OCTET);
         let fill: Fill = if scheme.block == CHUNK {
-            with_large!(scheme.plan, scheme.scales, fill_large[])
+            with_large!(scheme.plan, fill_large[])
         } else {
             match scheme.plan {
                 Plan::Bytes => fill_small::<BYTES>,
