@@ -26,8 +26,8 @@ const ROWS_MAX: usize = 128;
 /// The same for floats, whose partial sums are wider.
 const FLOAT_TILE_ROWS: usize = 32;
 
-/// Rows up to which memory is what a product waits for, and panels are read side by side.
-const STREAMED_ROWS_MAX: usize = 8;
+/// Rows up to which panels are read side by side: a product waits for memory, or would without that.
+const STREAMED_ROWS_MAX: usize = 23;
 /// Rows up to which a core of AMD's reads one stream faster (Zen 4, measured; one of Intel's reads four faster).
 const ONE_STREAM_ROWS_MAX: usize = 2;
 /// Panels of one stream that are read by one call.
