@@ -1,5 +1,5 @@
 //! Matrix products: the weight rows are cut into panels of 16 outputs, panels are shared among the team, and each
-//! panel is unpacked once for up to 128 rows of activations, or more where they meet it as tiles (`tiles.rs`).
+//! panel meets up to 128 rows of activations at a time, or more where they meet it as tiles (`tiles.rs`).
 //!
 //! A thread never shares an output with another: the dimension that is summed over is not split.
 
@@ -21,16 +21,17 @@ use crate::unpack;
 use crate::weights::{Heads, Linear, Matrix, Stored, padded};
 use crate::{Core, Products};
 
-/// Rows of activations that meet a panel while it is unpacked.
+/// Rows of activations that meet a panel before the next one is read.
 const ROWS_MAX: usize = 128;
 /// The same for floats, whose partial sums are wider.
 const FLOAT_TILE_ROWS: usize = 32;
 
 /// Rows up to which panels are read side by side: a product waits for memory, or would without that.
 const STREAMED_ROWS_MAX: usize = 23;
-/// Rows up to which a core of AMD's reads one stream faster (Zen 4, measured; one of Intel's reads four faster).
+/// Rows up to which a core of AMD's reads one stream faster, without asking ahead (Zen 4, measured; one of Intel's
+/// reads four faster, asked for ahead).
 const ONE_STREAM_ROWS_MAX: usize = 2;
-/// Panels of one stream that are read by one call.
+/// Panels of one stream that are read by one call: what comes before and after the kernel took 6% of a step.
 const IN_TURN: usize = 16;
 const _: () = assert!(STREAMS.is_multiple_of(tiles::TOGETHER), "pieces are cut at multiples of both");
 
