@@ -160,6 +160,7 @@ pub(crate) fn run_jobs(core: &Core, jobs: &[Job<'_>], products: &mut Products, o
     let out = Output { values: Shares::new(out), stride: out_stride };
     let ends = pieces(total, core.team.members());
     let next = AtomicUsize::new(0);
+    // A value there is worth some cycles.
     core.team.run_if_worth(total / 4, |member, _| {
         let scratch = &mut core.worker(member).panels;
         loop {

@@ -43,27 +43,30 @@ struct Blocks<'a> {
     octets: usize,
 }
 
-impl Blocks<'_> {
+impl<'a> Blocks<'a> {
     /// The bytes `from..from + 4 lines` of each block, to the lines from `first` on.
     fn lines(&mut self, [from, lines]: [usize; 2], first: usize) {
-        let mut parts = [&[][..]; PANEL_ROWS];
-        for (part, stored) in parts.iter_mut().zip(self.stored) {
-            *part = &stored[from..from + lines * 4];
-        }
+        let parts = self.parts(from, lines);
         let out = &mut self.record.as_chunks_mut::<LINE_BYTES>().0[first..first + lines];
         simd::interleave(self.simd, &parts[..self.stored.len()], out);
     }
 
-    /// The same, to every other line from `first` on.
-    fn every_other_line(&mut self, [from, lines]: [usize; 2], first: usize) {
+    /// The same of the eight lines of an octet, to every other line from `first` on.
+    fn every_other_line(&mut self, from: usize, first: usize) {
+        let mut made = [[0; LINE_BYTES]; OCTET / 4];
+        let parts = self.parts(from, made.len());
+        simd::interleave(self.simd, &parts[..self.stored.len()], &mut made);
+        let out = &mut self.record.as_chunks_mut::<LINE_BYTES>().0[first..];
+        out.iter_mut().step_by(2).zip(&made).for_each(|(out, line)| *out = *line);
+    }
+
+    /// The bytes `from..from + 4 lines` of each block.
+    fn parts(&self, from: usize, lines: usize) -> [&'a [u8]; PANEL_ROWS] {
         let mut parts = [&[][..]; PANEL_ROWS];
         for (part, stored) in parts.iter_mut().zip(self.stored) {
             *part = &stored[from..from + lines * 4];
         }
-        let mut made = [[0; LINE_BYTES]; OCTET / 4];
-        simd::interleave(self.simd, &parts[..self.stored.len()], &mut made[..lines]);
-        let out = &mut self.record.as_chunks_mut::<LINE_BYTES>().0[first..];
-        out.iter_mut().step_by(2).zip(&made[..lines]).for_each(|(out, line)| *out = *line);
+        parts
     }
 
     /// The same of what a function makes of a block.
@@ -126,8 +129,8 @@ impl Blocks<'_> {
                 if format == Format::Q4K {
                     self.lines([16, 32], codes);
                 } else {
-                    self.every_other_line([16, 8], codes);
-                    self.every_other_line([48, 8], codes + 1);
+                    self.every_other_line(16, codes);
+                    self.every_other_line(48, codes + 1);
                     self.lines([80, 24], codes + 16);
                 }
                 self.made(0, |block| sixes(&block[4..16]));
@@ -139,16 +142,16 @@ impl Blocks<'_> {
                 (80, Some(82))
             }
             Format::Q3K => {
-                self.every_other_line([0, 8], codes);
-                self.every_other_line([32, 8], codes + 1);
+                self.every_other_line(0, codes);
+                self.every_other_line(32, codes + 1);
                 self.lines([64, 8], codes + 16);
                 self.made(0, |block| q3_k_scales(&block[96..108]).map(|s| s as u8));
                 (108, None)
             }
             Format::Q6K => {
                 for t in 0..2 {
-                    self.every_other_line([128 + 32 * t, 8], codes + 24 * t);
-                    self.every_other_line([64 * t, 8], codes + 24 * t + 1);
+                    self.every_other_line(128 + 32 * t, codes + 24 * t);
+                    self.every_other_line(64 * t, codes + 24 * t + 1);
                     self.lines([64 * t + 32, 8], codes + 24 * t + 16);
                 }
                 self.lines([192, 4], 0);
