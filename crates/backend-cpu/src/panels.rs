@@ -67,6 +67,69 @@ pub(crate) enum Plan {
     PairsAndOne,
 }
 
+/// Where further bits of a code lie.
+pub(crate) struct Further {
+    pub line: usize,
+    /// Their first bit in each byte there, and the one that it is in the code.
+    pub from: usize,
+    pub to: usize,
+    /// The bits, at their places in the code.
+    pub mask: u8,
+}
+
+impl Plan {
+    /// In the order of their numbers.
+    #[cfg(target_arch = "x86_64")]
+    pub const ALL: [Self; 9] = [
+        Plan::Bytes,
+        Plan::Halves,
+        Plan::HalvesAndOne,
+        Plan::Table,
+        Plan::Nibbles,
+        Plan::NibblesAndOne,
+        Plan::NibblesAndTwo,
+        Plan::Pairs,
+        Plan::PairsAndOne,
+    ];
+
+    /// The line with the low bits of the codes of octet `o`, line `i`, and their first bit in each byte there.
+    #[inline(always)]
+    pub const fn low(self, o: usize, i: usize) -> (usize, usize) {
+        match self {
+            Plan::Bytes => (o * 8 + i, 0),
+            Plan::Halves | Plan::Table => (o * 4 + i % 4, i / 4 * 4),
+            Plan::HalvesAndOne => (o * 5 + 1 + i % 4, i / 4 * 4),
+            Plan::Nibbles => (o / 2 * 8 + i, o % 2 * 4),
+            Plan::NibblesAndOne => (if o < 2 { 2 * i + 1 } else { o / 2 * 8 + 8 + i }, o % 2 * 4),
+            Plan::NibblesAndTwo => (o / 4 * 24 + if o.is_multiple_of(2) { 2 * i + 1 } else { 16 + i }, o / 2 % 2 * 4),
+            Plan::Pairs => (o / 4 * 8 + i, o % 4 * 2),
+            Plan::PairsAndOne => (if o < 4 { 2 * i + 1 } else { 16 + i }, o % 4 * 2),
+        }
+    }
+
+    /// Those bits, at their places in the code.
+    #[inline(always)]
+    pub const fn low_mask(self) -> u8 {
+        match self {
+            Plan::Bytes => 0xff,
+            Plan::Pairs | Plan::PairsAndOne => 3,
+            _ => 15,
+        }
+    }
+
+    /// The other bits of the same codes.
+    #[inline(always)]
+    pub const fn further(self, o: usize, i: usize) -> Option<Further> {
+        Some(match self {
+            Plan::HalvesAndOne => Further { line: o * 5, from: i, to: 4, mask: 16 },
+            Plan::NibblesAndOne => Further { line: 2 * i, from: o, to: 4, mask: 16 },
+            Plan::NibblesAndTwo => Further { line: o / 4 * 24 + 2 * i, from: o % 4 * 2, to: 4, mask: 48 },
+            Plan::PairsAndOne => Further { line: 2 * i, from: o, to: 2, mask: 4 },
+            _ => return None,
+        })
+    }
+}
+
 /// What a record starts with.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Scales {

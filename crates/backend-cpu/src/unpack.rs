@@ -7,7 +7,7 @@ use lingqu_tensor::Format;
 
 use crate::isa::per_isa;
 use crate::math::{f16_to_f32, fp8_to_f32};
-use crate::panels::{IQ4_OFFSET, LINE_BYTES, Plan, Record, Scales};
+use crate::panels::{Further, IQ4_OFFSET, LINE_BYTES, Plan, Record, Scales};
 use crate::simd::{Codes, OCTETS, PANEL_ROWS};
 
 /// Stored rows of a matrix: `data` holds rows of `row_bytes`.
@@ -46,44 +46,32 @@ per_isa! {
 #[inline(always)]
 fn codes_plain(Record { scheme, bytes, octets, .. }: Record<'_>, out: &mut [Line; 64]) {
     let (lines, _) = bytes[scheme.codes_at(octets)..].as_chunks::<LINE_BYTES>();
-    // The lines of octet `o` by a function of `i`, each eight bytes at once: bytes have no shifts of their own.
+    // A plan at a time, for the shifts to be constants; eight bytes at once, which have no shifts of their own.
     macro_rules! octets {
-        (|$o:ident, $i:ident| $words:expr) => {
-            for ($o, out) in out.as_chunks_mut::<8>().0[..octets].iter_mut().enumerate() {
-                for ($i, out) in out.iter_mut().enumerate() {
-                    *out.as_chunks_mut::<8>().0.first_chunk_mut().expect("a line") = $words.map(u64::to_le_bytes);
-                }
+        ($($plan:ident)*) => {
+            match scheme.plan {
+                $(Plan::$plan => for (o, out) in out.as_chunks_mut::<8>().0[..octets].iter_mut().enumerate() {
+                    for (i, out) in out.iter_mut().enumerate() {
+                        let codes = line_plain(Plan::$plan, lines, o, i).map(u64::to_le_bytes);
+                        *out.as_chunks_mut::<8>().0.first_chunk_mut().expect("a line") = codes;
+                    }
+                },)*
             }
         };
     }
-    match scheme.plan {
-        Plan::Bytes => octets!(|o, i| words(&lines[o * 8 + i])),
-        Plan::Halves => octets!(|o, i| bits(words(&lines[o * 4 + i % 4]), i / 4 * 4, 15)),
-        Plan::HalvesAndOne => octets!(|o, i| {
-            let low = bits(words(&lines[o * 5 + 1 + i % 4]), i / 4 * 4, 15);
-            with(low, 4, bits(words(&lines[o * 5]), i, 1))
-        }),
-        Plan::Table => octets!(|o, i| {
-            let at = bits(words(&lines[o * 4 + i % 4]), i / 4 * 4, 15);
-            at.map(|at| u64::from_le_bytes(at.to_le_bytes().map(|at| IQ4_OFFSET[usize::from(at)])))
-        }),
-        Plan::Nibbles => octets!(|o, i| bits(words(&lines[o / 2 * 8 + i]), o % 2 * 4, 15)),
-        Plan::NibblesAndOne => octets!(|o, i| {
-            let at = if o < 2 { 2 * i + 1 } else { 8 + o / 2 * 8 + i };
-            let low = bits(words(&lines[at]), o % 2 * 4, 15);
-            with(low, 4, bits(words(&lines[2 * i]), o, 1))
-        }),
-        Plan::NibblesAndTwo => octets!(|o, i| {
-            let at = if o % 2 == 0 { 2 * i + 1 } else { 16 + i };
-            let low = bits(words(&lines[o / 4 * 24 + at]), o / 2 % 2 * 4, 15);
-            with(low, 4, bits(words(&lines[o / 4 * 24 + 2 * i]), o % 4 * 2, 3))
-        }),
-        Plan::Pairs => octets!(|o, i| bits(words(&lines[o / 4 * 8 + i]), o % 4 * 2, 3)),
-        Plan::PairsAndOne => octets!(|o, i| {
-            let at = if o < 4 { 2 * i + 1 } else { 16 + i };
-            let low = bits(words(&lines[at]), o % 4 * 2, 3);
-            with(low, 2, bits(words(&lines[2 * i]), o, 1))
-        }),
+    octets!(Bytes Halves HalvesAndOne Table Nibbles NibblesAndOne NibblesAndTwo Pairs PairsAndOne);
+}
+
+#[inline(always)]
+fn line_plain(plan: Plan, lines: &[Line], o: usize, i: usize) -> [u64; 8] {
+    let (line, from) = plan.low(o, i);
+    let low = bits(words(&lines[line]), from, plan.low_mask());
+    match plan.further(o, i) {
+        Some(Further { line, from, to, mask }) => with(low, to, bits(words(&lines[line]), from, mask >> to)),
+        None if plan == Plan::Table => {
+            low.map(|at| u64::from_le_bytes(at.to_le_bytes().map(|at| IQ4_OFFSET[usize::from(at)])))
+        }
+        None => low,
     }
 }
 
@@ -95,8 +83,8 @@ fn words(line: &Line) -> [u64; 8] {
 
 /// In each byte the bits from `from` on, as `mask` says.
 #[inline(always)]
-fn bits(words: [u64; 8], from: usize, mask: u64) -> [u64; 8] {
-    words.map(|word| (word >> from) & (mask * 0x0101_0101_0101_0101))
+fn bits(words: [u64; 8], from: usize, mask: u8) -> [u64; 8] {
+    words.map(|word| (word >> from) & (u64::from(mask) * 0x0101_0101_0101_0101))
 }
 
 #[inline(always)]

@@ -2,136 +2,210 @@
 
 use std::arch::x86_64::*;
 
-use super::{CHUNK, Codes, Dots, FLOAT_ROWS, LANES, LaneSums, OCTET, QuantRows, Run, Sums, pair_place};
-use crate::panels::Record;
+use super::records::{BYTES, BYTES16, HALVES, HALVES_AND_ONE, TABLE, pairs, with_large};
+use super::records_avx2::{Half, halves};
+use super::steps::{self, Kernel, Step};
+use super::{CHUNK, Dots, FLOAT_ROWS, LANES, LaneSums, OCTET, PANEL_ROWS, QuantRows, Run, Sums};
+use crate::panels::{Plan, Record, Scheme};
 
 /// # Safety
-/// `Run::check` must have passed; `codes` must hold the record.
-#[target_feature(enable = "avx2,fma")]
-pub(super) unsafe fn record(run: Run<'_>, record: Record<'_>, codes: &Codes, sums: &mut [Sums]) {
-    // vpmaddubsw adds two products in 16 bits: bytes above 128 would overflow, so they are taken as signed.
-    let wide = record.scheme.offset == 128;
-    for (&row, acc) in run.rows.iter().zip(sums) {
-        // SAFETY: the caller's.
-        unsafe {
-            match (record.scheme.block, wide) {
-                (CHUNK, false) => large::<false>(run.x, record, codes, row, acc),
-                (CHUNK, true) => large::<true>(run.x, record, codes, row, acc),
-                (_, false) => small::<false>(run.x, record, codes, row, acc),
-                (_, true) => small::<true>(run.x, record, codes, row, acc),
-            }
-        }
+/// `Run::check` must have passed.
+pub(super) unsafe fn run(run: Run<'_>, sums: &mut [Sums]) {
+    let scheme = &run.panels.scheme;
+    // SAFETY: the caller's; these are the kernels of the scheme.
+    unsafe { steps::run(run, [kernel::<1>(scheme), kernel::<2>(scheme), kernel::<4>(scheme)], sums) };
+}
+
+fn kernel<const N: usize>(scheme: &Scheme) -> Kernel {
+    if scheme.block == CHUNK {
+        return with_large!(scheme.plan, large[N]);
+    }
+    match (scheme.plan, scheme.mins) {
+        (Plan::Bytes, _) => small::<N, BYTES, false>,
+        (Plan::Halves, false) => small::<N, HALVES, false>,
+        (Plan::Halves, true) => small::<N, HALVES, true>,
+        (Plan::HalvesAndOne, false) => small::<N, HALVES_AND_ONE, false>,
+        (Plan::HalvesAndOne, true) => small::<N, HALVES_AND_ONE, true>,
+        (Plan::Table, _) => small::<N, TABLE, false>,
+        (plan, _) => unreachable!("small blocks with {plan:?}"),
     }
 }
 
-/// Dots of `lines` lines of codes from `first` on (`WIDE`: of the codes less 128), for 8 rows from `lane` on.
+/// Lines whose products with activations are added up in 16 bits, two to a word: `lines * 2 * code * 127 < 32768`.
+const fn lines_in_words(plan: Plan) -> usize {
+    match plan {
+        // Not even two products of bytes without sign fit; with a sign (`by_sign`) they do.
+        Plan::Bytes | Plan::Table => 1,
+        Plan::Halves | Plan::Nibbles => 8,
+        Plan::HalvesAndOne | Plan::NibblesAndOne => 4,
+        Plan::NibblesAndTwo => 2,
+        // What shares a scale here.
+        Plan::Pairs | Plan::PairsAndOne => 4,
+    }
+}
+
+/// Whether codes are taken as signed bytes, their offset of 128 off.
+const fn by_sign(plan: u8) -> bool {
+    plan == BYTES || plan == TABLE
+}
+
+/// Adds the products of a line of codes with four activations of each row, two to a word.
 ///
 /// # Safety
-/// As many activations as the lines have columns must be at `x`; the lines must be there and even in number.
+/// The activations must be there.
 #[inline]
 #[target_feature(enable = "avx2")]
-unsafe fn line_dots<const WIDE: bool>(codes: &Codes, [first, lines]: [usize; 2], lane: usize, x: *const i8) -> __m256i {
-    let ones = _mm256_set1_epi16(1);
-    let mut dots = _mm256_setzero_si256();
-    for i in (0..lines).step_by(2) {
-        let products = |i: usize| {
-            // SAFETY: the caller's.
-            let (c, x) = unsafe {
-                let c = _mm256_load_si256(codes.c[first + i].as_ptr().add(lane * 4).cast());
-                (c, _mm256_set1_epi32(x.add(i * 4).cast::<i32>().read_unaligned()))
-            };
-            if WIDE {
-                let signed = _mm256_xor_si256(c, _mm256_set1_epi8(-128));
-                return _mm256_maddubs_epi16(_mm256_abs_epi8(signed), _mm256_sign_epi8(x, signed));
-            }
+unsafe fn dot<const N: usize, const PLAN: u8>(dots: &mut [__m256i; N], c: __m256i, x: [*const i8; N], i: usize) {
+    for n in 0..N {
+        // SAFETY: the caller's.
+        let x = unsafe { _mm256_set1_epi32(x[n].add(i * 4).cast::<i32>().read_unaligned()) };
+        let two = if by_sign(PLAN) {
+            let c = _mm256_xor_si256(c, _mm256_set1_epi8(-128));
+            _mm256_maddubs_epi16(_mm256_abs_epi8(c), _mm256_sign_epi8(x, c))
+        } else {
             _mm256_maddubs_epi16(c, x)
         };
-        if WIDE {
-            // 128 * 127 twice is all that 16 bits hold.
-            let two = _mm256_add_epi32(_mm256_madd_epi16(products(i), ones), _mm256_madd_epi16(products(i + 1), ones));
-            dots = _mm256_add_epi32(dots, two);
-        } else {
-            // 63 * 127 four times.
-            let two = _mm256_add_epi16(products(i), products(i + 1));
-            dots = _mm256_add_epi32(dots, _mm256_madd_epi16(two, ones));
-        }
+        dots[n] = _mm256_add_epi16(dots[n], two);
     }
-    dots
 }
 
-/// One block of 256 values with integer scales.
+/// Adds the dots of an octet. codes: those of its line `i`; scale: of the group with its line `i`, in both words
 ///
 /// # Safety
-/// As for [`record`].
-#[target_feature(enable = "avx2,fma")]
-unsafe fn large<const WIDE: bool>(x: QuantRows<'_>, record: Record<'_>, codes: &Codes, row: u32, acc: &mut Sums) {
-    let QuantRows { planes, stride, v, d, sums16, sums32, .. } = x;
-    let Record { scheme, start, .. } = record;
-    let offset = if WIDE { 0 } else { i32::from(scheme.offset) };
-    for plane in 0..planes {
-        let at = (row as usize * planes + plane) * stride + start;
-        let sums = if scheme.group == 16 { &sums16[at / 16..] } else { &sums32[at / 32..] };
-        let x_d = _mm256_set1_ps(d[at / CHUNK]);
-        for lane in [0, 8] {
-            let (mut i, mut j) = (_mm256_setzero_si256(), _mm256_setzero_si256());
-            // SAFETY: `check`: the block lies in each row of v; the codes are whole.
+/// `x` must point to the octet's activations.
+#[inline]
+#[target_feature(enable = "avx2")]
+unsafe fn octet<const N: usize, const PLAN: u8>(
+    codes: impl Fn(usize) -> __m256i,
+    scale: impl Fn(usize) -> __m256i,
+    x: [*const i8; N],
+    sums: &mut [__m256i; N],
+) {
+    macro_rules! stretches {
+        ($([$first:literal $($more:literal)*])*) => {{$(
+            let mut dots = [_mm256_setzero_si256(); N];
+            // SAFETY: the caller's.
             unsafe {
-                let load = |from: *const i32| _mm256_loadu_si256(from.cast());
-                for group in 0..CHUNK / scheme.group {
-                    let lines = scheme.group / 4;
-                    let x = v.as_ptr().add(at + group * scheme.group);
-                    let mut dot = line_dots::<WIDE>(codes, [group * lines, lines], lane, x);
-                    if offset != 0 {
-                        let minus = _mm256_set1_epi32(offset * i32::from(sums[pair_place(group)]));
-                        dot = _mm256_sub_epi32(dot, minus);
+                dot::<N, PLAN>(&mut dots, codes($first), x, $first);
+                $( dot::<N, PLAN>(&mut dots, codes($more), x, $more); )*
+            }
+            let s = scale($first);
+            for n in 0..N {
+                sums[n] = _mm256_add_epi32(sums[n], _mm256_madd_epi16(dots[n], s));
+            }
+        )*}};
+    }
+    match const { lines_in_words(Plan::ALL[PLAN as usize]) } {
+        8 => stretches!([0 1 2 3 4 5 6 7]),
+        4 => stretches!([0 1 2 3] [4 5 6 7]),
+        2 => stretches!([0 1] [2 3] [4 5] [6 7]),
+        _ => stretches!([0][1][2][3][4][5][6][7]),
+    }
+}
+
+/// Blocks of 256 values against `N` rows.
+///
+/// # Safety
+/// `Run::check` must have passed for the step and these `N` rows; `PLAN` and `SCALES` must be those of its source and
+/// its scheme.
+#[target_feature(enable = "avx2,fma,f16c")]
+unsafe fn large<const N: usize, const PLAN: u8, const SCALES: u8>(step: &Step<'_>, rows: &[u32], acc: &mut [Sums]) {
+    let Step { x: QuantRows { planes, stride, v, d, sums16, sums32, .. }, record, records, .. } = *step;
+    let rows: &[u32; N] = rows.first_chunk().expect("as many rows");
+    let acc: &mut [Sums; N] = acc.first_chunk_mut().expect("sums for each row");
+    let offset_bits = _mm_cvtsi32_si128(record.scheme.offset.trailing_zeros() as i32);
+    for number in 0..records {
+        let start = record.start + number * CHUNK;
+        for plane in 0..planes {
+            let at: [usize; N] = std::array::from_fn(|n| (rows[n] as usize * planes + plane) * stride + start);
+            // SAFETY: the caller's: the blocks lie in each row of v, d and sums; the records are whole.
+            unsafe {
+                let x: [*const i8; N] = at.map(|at| v.as_ptr().add(at));
+                let (group_sums, group) = if pairs(SCALES) == 8 { (sums16, 16) } else { (sums32, 32) };
+                let x_sums: [*const i32; N] = at.map(|at| group_sums.as_ptr().add(at / group).cast());
+                for lane in [0, 8] {
+                    let half = Half::of(record, number * record.bytes.len(), lane);
+                    let mut sums = [_mm256_setzero_si256(); N];
+                    macro_rules! octets {
+                        ($($o:literal)*) => {$({
+                            if lane == 0 {
+                                step.fetch_ahead($o);
+                            }
+                            let scale = |i| half.scale::<SCALES>($o * pairs(SCALES) / 4 + i * pairs(SCALES) / 32);
+                            let x = x.map(|x| x.add($o * OCTET));
+                            octet::<N, PLAN>(|i| half.code::<PLAN>($o, i), scale, x, &mut sums);
+                        })*};
                     }
-                    let s = load(codes.s[group].as_ptr().add(lane));
-                    i = _mm256_add_epi32(i, _mm256_mullo_epi32(dot, s));
-                }
-                let mut t = _mm256_mul_ps(_mm256_loadu_ps(codes.d[0].as_ptr().add(lane)), _mm256_cvtepi32_ps(i));
-                if scheme.mins {
-                    for (pair, sums) in sums[..CHUNK / scheme.group].as_chunks::<2>().0.iter().enumerate() {
-                        let m = load(codes.m[pair].as_ptr().add(lane).cast());
-                        let x_sums = _mm256_set1_epi32(sums.as_ptr().cast::<i32>().read_unaligned());
-                        j = _mm256_add_epi32(j, _mm256_madd_epi16(m, x_sums));
+                    octets!(0 1 2 3 4 5 6 7);
+                    let mut of_pairs = [_mm256_setzero_si256(); N];
+                    if !by_sign(PLAN) {
+                        for pair in 0..pairs(SCALES) {
+                            let m = half.pair::<SCALES>(pair);
+                            for n in 0..N {
+                                let x_sums = _mm256_set1_epi32(x_sums[n].add(pair).read_unaligned());
+                                of_pairs[n] = _mm256_add_epi32(of_pairs[n], _mm256_madd_epi16(m, x_sums));
+                            }
+                        }
                     }
-                    let min = _mm256_loadu_ps(codes.min[0].as_ptr().add(lane));
-                    t = _mm256_fmadd_ps(min, _mm256_cvtepi32_ps(j), t);
+                    let [w_d, w_min] = half.floats::<SCALES>();
+                    for n in 0..N {
+                        let x_d = _mm256_set1_ps(*d.as_ptr().add(at[n] / CHUNK));
+                        let t = if SCALES >= BYTES16 {
+                            let minus = _mm256_sll_epi32(of_pairs[n], offset_bits);
+                            _mm256_mul_ps(w_d, _mm256_cvtepi32_ps(_mm256_sub_epi32(sums[n], minus)))
+                        } else {
+                            let t = _mm256_mul_ps(w_d, _mm256_cvtepi32_ps(sums[n]));
+                            _mm256_fmadd_ps(w_min, _mm256_cvtepi32_ps(of_pairs[n]), t)
+                        };
+                        let to = acc[n].as_mut_ptr().add(lane);
+                        _mm256_storeu_ps(to, _mm256_fmadd_ps(x_d, t, _mm256_loadu_ps(to)));
+                    }
                 }
-                let to = acc.as_mut_ptr().add(lane);
-                _mm256_storeu_ps(to, _mm256_fmadd_ps(x_d, t, _mm256_loadu_ps(to)));
             }
         }
     }
 }
 
-/// Blocks of 32 values.
+/// Blocks of 32 values against `N` rows.
 ///
 /// # Safety
-/// As for [`record`].
-#[target_feature(enable = "avx2,fma")]
-unsafe fn small<const WIDE: bool>(x: QuantRows<'_>, record: Record<'_>, codes: &Codes, row: u32, acc: &mut Sums) {
-    let QuantRows { planes, stride, v, d, sums32, .. } = x;
+/// `Run::check` must have passed for the step and these `N` rows; `PLAN` must be that of its source.
+#[target_feature(enable = "avx2,fma,f16c")]
+unsafe fn small<const N: usize, const PLAN: u8, const MINS: bool>(step: &Step<'_>, rows: &[u32], acc: &mut [Sums]) {
+    let Step { x: QuantRows { planes, stride, v, d, sums32, .. }, record, records, .. } = *step;
     let Record { scheme, octets, start, .. } = record;
-    let offset = if WIDE { 0 } else { i32::from(scheme.offset) };
-    for o in 0..octets {
-        for plane in 0..planes {
-            let at = (row as usize * planes + plane) * stride + start + o * OCTET;
-            let x_sum = i32::from(sums32[(at - o * OCTET) / OCTET + pair_place(o)]);
-            let x_d = _mm256_set1_ps(d[at / OCTET]);
-            for lane in [0, 8] {
-                // SAFETY: `check`: the block lies in each row of v; the codes are whole.
+    let rows: &[u32; N] = rows.first_chunk().expect("as many rows");
+    let acc: &mut [Sums; N] = acc.first_chunk_mut().expect("sums for each row");
+    let mins = scheme.mins_at(octets);
+    let offset = if by_sign(PLAN) { 0 } else { -i32::from(scheme.offset) };
+    for number in 0..records {
+        let bytes = number * record.bytes.len();
+        let start = start + number * CHUNK;
+        for o in 0..octets {
+            step.fetch_ahead(o);
+            for plane in 0..planes {
+                let at: [usize; N] = std::array::from_fn(|n| (rows[n] as usize * planes + plane) * stride + start);
+                // SAFETY: the caller's: the blocks lie in each row of v, d and sums; the records are whole.
                 unsafe {
-                    let dot = line_dots::<WIDE>(codes, [o * 8, 8], lane, v.as_ptr().add(at));
-                    let dot = _mm256_sub_epi32(dot, _mm256_set1_epi32(offset * x_sum));
-                    let w_d = _mm256_loadu_ps(codes.d[o].as_ptr().add(lane));
-                    let mut t = _mm256_mul_ps(w_d, _mm256_cvtepi32_ps(dot));
-                    if scheme.mins {
-                        let min = _mm256_loadu_ps(codes.min[o].as_ptr().add(lane));
-                        t = _mm256_fmadd_ps(min, _mm256_set1_ps(x_sum as f32), t);
+                    let x_sums = at.map(|at| i32::from(*sums32.as_ptr().add(at / OCTET + super::pair_place(o))));
+                    let x = at.map(|at| v.as_ptr().add(at + o * OCTET));
+                    for lane in [0, 8] {
+                        let half = Half::of(record, bytes, lane);
+                        let mut dots = x_sums.map(|sum| _mm256_set1_epi32(offset * sum));
+                        let scale = |_| _mm256_set1_epi16(1);
+                        octet::<N, PLAN>(|i| half.code::<PLAN>(o, i), scale, x, &mut dots);
+                        let floats = record.bytes.as_ptr().add(bytes + (o * PANEL_ROWS + lane) * 2);
+                        let w_d = halves(floats);
+                        for n in 0..N {
+                            let x_d = _mm256_set1_ps(*d.as_ptr().add(at[n] / OCTET + o));
+                            let mut t = _mm256_mul_ps(w_d, _mm256_cvtepi32_ps(dots[n]));
+                            if MINS {
+                                t = _mm256_fmadd_ps(halves(floats.add(mins)), _mm256_set1_ps(x_sums[n] as f32), t);
+                            }
+                            let to = acc[n].as_mut_ptr().add(lane);
+                            _mm256_storeu_ps(to, _mm256_fmadd_ps(x_d, t, _mm256_loadu_ps(to)));
+                        }
                     }
-                    let to = acc.as_mut_ptr().add(lane);
-                    _mm256_storeu_ps(to, _mm256_fmadd_ps(x_d, t, _mm256_loadu_ps(to)));
                 }
             }
         }

@@ -6,68 +6,16 @@ use std::arch::x86_64::*;
 use super::records::{
     BYTES, BYTES16, HALVES, HALVES_AND_ONE, Integers, Source, TABLE, code, halves, pairs, with_large,
 };
-use super::{CHUNK, Dots, FLOAT_ROWS, LANES, LaneSums, OCTET, OCTETS, PANEL_ROWS, QuantRows, Run, STREAMS, Sums, ask};
-use crate::panels::{LINE_BYTES, Plan, Record, Scheme};
-
-/// Rows up to which a panel is read from its first record to its last by one call, where panels are read in turn.
-const STRIP_ROWS_MAX: usize = 4;
-
-/// Records against as many rows as the function is made for.
-type Kernel = unsafe fn(&Step<'_>, &[u32], &mut [Sums]);
-
-/// One record of a run, or several of one panel that follow each other.
-struct Step<'a> {
-    x: QuantRows<'a>,
-    /// The first one.
-    record: Record<'a>,
-    records: usize,
-    /// Records that will be read soon, one of each panel.
-    streams: &'a [*const u8],
-    /// Which share of them is asked for now, of as many as there are streams.
-    share: usize,
-}
+use super::steps::{self, Kernel, Step};
+use super::{CHUNK, Dots, FLOAT_ROWS, LANES, LaneSums, OCTET, PANEL_ROWS, QuantRows, Run, Sums};
+use crate::panels::{Plan, Record, Scheme};
 
 /// # Safety
 /// `Run::check` must have passed.
-#[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512vnni,f16c")]
 pub(super) unsafe fn run(run: Run<'_>, sums: &mut [Sums]) {
-    let Run { panels, first, count, in_turn, x, rows } = run;
-    let scheme = &panels.scheme;
-    let kernels: [Kernel; 3] = [kernel::<1>(scheme), kernel::<2>(scheme), kernel::<4>(scheme)];
-    if in_turn && rows.len() <= STRIP_ROWS_MAX && rows.len().is_power_of_two() {
-        let kernel = kernels[rows.len().ilog2() as usize];
-        let whole = panels.whole_records();
-        let parts = [(0, whole), (whole, panels.records() - whole)];
-        for (k, sums) in sums.chunks_exact_mut(rows.len()).enumerate() {
-            for (number, records) in parts.into_iter().filter(|(_, records)| *records > 0) {
-                let record = panels.record(first + k, number);
-                let step = Step { x, record, records, streams: &[], share: 0 };
-                // SAFETY: the caller's; the kernel is that of the records, and there are so many rows.
-                unsafe { kernel(&step, rows, sums) };
-            }
-        }
-        return;
-    }
-    for (k, record) in run.records() {
-        let next = record.start / CHUNK + 1;
-        let (beside, share) = if in_turn { (first + k, 0) } else { (first, k) };
-        let width = if in_turn { 1 } else { count };
-        let streams: [_; STREAMS] = std::array::from_fn(|i| panels.ahead(beside + i, next, width));
-        let mut step = Step { x, record, records: 1, streams: &streams[..width.min(STREAMS)], share };
-        let sums = &mut sums[k * rows.len()..(k + 1) * rows.len()];
-        let mut at = 0;
-        while at < rows.len() {
-            let (kernel, n) = match rows.len() - at {
-                4.. => (kernels[2], 4),
-                2.. => (kernels[1], 2),
-                _ => (kernels[0], 1),
-            };
-            // SAFETY: the caller's; the kernel is that of the record, and there are so many rows.
-            unsafe { kernel(&step, &rows[at..at + n], &mut sums[at..at + n]) };
-            step.share = STREAMS; // has been asked for
-            at += n;
-        }
-    }
+    let scheme = &run.panels.scheme;
+    // SAFETY: the caller's; these are the kernels of the scheme.
+    unsafe { steps::run(run, [kernel::<1>(scheme), kernel::<2>(scheme), kernel::<4>(scheme)], sums) };
 }
 
 fn kernel<const N: usize>(scheme: &Scheme) -> Kernel {
@@ -82,23 +30,6 @@ fn kernel<const N: usize>(scheme: &Scheme) -> Kernel {
         (Plan::HalvesAndOne, true) => small::<N, HALVES_AND_ONE, true>,
         (Plan::Table, _) => small::<N, TABLE, false>,
         (plan, _) => unreachable!("small blocks with {plan:?}"),
-    }
-}
-
-/// Asks for an eighth of a step's share of what will be read soon: all at once the lines would wait for each other, and
-/// one stream after the other is slower than all side by side.
-#[inline]
-#[target_feature(enable = "avx512f")]
-fn fetch_ahead(step: &Step<'_>, eighth: usize) {
-    if step.streams.is_empty() {
-        return;
-    }
-    let lines = step.record.bytes.len() / LINE_BYTES;
-    let (now, of) = (step.share * OCTETS + eighth, OCTETS * step.streams.len());
-    for line in lines * now / of..(lines * (now + 1) / of).min(lines) {
-        for stream in step.streams {
-            ask(*stream, line);
-        }
     }
 }
 
@@ -208,7 +139,7 @@ unsafe fn octet<const N: usize, const PLAN: u8, const SCALES: u8, const Q: usize
     sums: &mut [__m512i; N],
 ) {
     let groups = pairs(SCALES) / 4; // of an octet
-    fetch_ahead(step, t * 4 + Q);
+    step.fetch_ahead(t * 4 + Q);
     // SAFETY: the caller's.
     unsafe {
         for g in 0..groups {
@@ -248,7 +179,7 @@ unsafe fn small<const N: usize, const PLAN: u8, const MINS: bool>(step: &Step<'_
             let (bytes, source) = (bytes.as_ptr().add(number * bytes.len()), codes.after(number * bytes.len()));
             let start = start + number * CHUNK;
             for o in 0..octets {
-                fetch_ahead(step, o);
+                step.fetch_ahead(o);
                 let w_d = halves(bytes.add(o * PANEL_ROWS * 2));
                 for plane in 0..planes {
                     let at: [usize; N] = std::array::from_fn(|n| (rows[n] as usize * planes + plane) * stride + start);

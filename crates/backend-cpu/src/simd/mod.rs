@@ -15,7 +15,11 @@ mod portable;
 #[cfg(target_arch = "x86_64")]
 mod records;
 #[cfg(target_arch = "x86_64")]
+mod records_avx2;
+#[cfg(target_arch = "x86_64")]
 mod scaled;
+#[cfg(target_arch = "x86_64")]
+mod steps;
 #[cfg(target_arch = "x86_64")]
 pub(crate) mod twins;
 
@@ -160,15 +164,14 @@ pub(crate) fn run(simd: Simd, run: Run<'_>, codes: &mut Codes, sums: &mut [Sums]
         // SAFETY: a `Simd` of this set exists; `check` has passed.
         return unsafe { avx512::run(run, sums) };
     }
+    #[cfg(target_arch = "x86_64")]
+    if simd.isa() == Isa::Avx2 {
+        // SAFETY: as above.
+        return unsafe { avx2::run(run, sums) };
+    }
     for (k, record) in run.records() {
-        let sums = &mut sums[k * run.rows.len()..(k + 1) * run.rows.len()];
         unpack::record(simd, record, codes);
-        match simd.isa() {
-            // SAFETY: as above.
-            #[cfg(target_arch = "x86_64")]
-            Isa::Avx2 => unsafe { avx2::record(run, record, codes, sums) },
-            _ => portable::record(run, record, codes, sums),
-        }
+        portable::record(run, record, codes, &mut sums[k * run.rows.len()..(k + 1) * run.rows.len()]);
     }
 }
 

@@ -3,18 +3,18 @@
 use std::arch::x86_64::*;
 
 use super::PANEL_ROWS;
-use crate::panels::{IQ4_OFFSET, LINE_BYTES, Record};
+use crate::panels::{Further, IQ4_OFFSET, LINE_BYTES, Plan, Record};
 
-// Where codes lie: see `Plan`.
-pub(super) const BYTES: u8 = 0;
-pub(super) const HALVES: u8 = 1;
-pub(super) const HALVES_AND_ONE: u8 = 2;
-pub(super) const TABLE: u8 = 3;
-pub(super) const NIBBLES: u8 = 4;
-pub(super) const NIBBLES_AND_ONE: u8 = 5;
-pub(super) const NIBBLES_AND_TWO: u8 = 6;
-pub(super) const PAIRS: u8 = 7;
-pub(super) const PAIRS_AND_ONE: u8 = 8;
+// Plans as numbers, for constants of functions.
+pub(super) const BYTES: u8 = Plan::Bytes as u8;
+pub(super) const HALVES: u8 = Plan::Halves as u8;
+pub(super) const HALVES_AND_ONE: u8 = Plan::HalvesAndOne as u8;
+pub(super) const TABLE: u8 = Plan::Table as u8;
+pub(super) const NIBBLES: u8 = Plan::Nibbles as u8;
+pub(super) const NIBBLES_AND_ONE: u8 = Plan::NibblesAndOne as u8;
+pub(super) const NIBBLES_AND_TWO: u8 = Plan::NibblesAndTwo as u8;
+pub(super) const PAIRS: u8 = Plan::Pairs as u8;
+pub(super) const PAIRS_AND_ONE: u8 = Plan::PairsAndOne as u8;
 
 // How integer scales are kept.
 pub(super) const SIXES: u8 = 0;
@@ -70,6 +70,9 @@ unsafe fn line(from: *const u8, line: usize) -> __m512i {
 #[inline]
 #[target_feature(enable = "avx512f,avx512bw")]
 fn bits(line: __m512i, from: usize, mask: i8) -> __m512i {
+    if mask == -1 {
+        return line;
+    }
     let line = if from == 0 { line } else { _mm512_srl_epi16(line, _mm_cvtsi32_si128(from as i32)) };
     _mm512_and_si512(line, _mm512_set1_epi8(mask))
 }
@@ -95,39 +98,26 @@ fn join(nibbles: __m512i, line: __m512i, [from, to]: [usize; 2], mask: i8) -> __
 #[target_feature(enable = "avx512f,avx512bw")]
 pub(super) unsafe fn code<const PLAN: u8>(source: Source, [t, q]: [usize; 2], i: usize) -> __m512i {
     let Source(lines) = source;
-    let o = t * 4 + q;
+    let (plan, o) = (const { Plan::ALL[PLAN as usize] }, t * 4 + q);
+    let (at, from) = plan.low(o, i);
     // SAFETY: the caller's.
     unsafe {
-        match PLAN {
-            BYTES => line(lines, o * 8 + i),
-            HALVES => bits(line(lines, o * 4 + i % 4), i / 4 * 4, 15),
-            HALVES_AND_ONE => {
-                let low = bits(line(lines, o * 5 + 1 + i % 4), i / 4 * 4, 15);
-                join(low, line(lines, o * 5), [i, 4], 16)
+        let low = bits(line(lines, at), from, plan.low_mask() as i8);
+        match plan.further(o, i) {
+            Some(Further { line: at, from, to, mask }) => {
+                let (further, from) = match plan {
+                    // The octet's number, of which one part alone is known when this is compiled.
+                    Plan::NibblesAndOne | Plan::PairsAndOne => {
+                        (_mm512_srl_epi16(line(lines, at), _mm_cvtsi32_si128(t as i32 * 4)), q)
+                    }
+                    _ => (line(lines, at), from),
+                };
+                join(low, further, [from, to], mask as i8)
             }
-            TABLE => {
-                let table = _mm512_broadcast_i32x4(_mm_loadu_si128(IQ4_OFFSET.as_ptr().cast()));
-                _mm512_shuffle_epi8(table, bits(line(lines, o * 4 + i % 4), i / 4 * 4, 15))
+            None if PLAN == TABLE => {
+                _mm512_shuffle_epi8(_mm512_broadcast_i32x4(_mm_loadu_si128(IQ4_OFFSET.as_ptr().cast())), low)
             }
-            NIBBLES => bits(line(lines, t * 16 + q / 2 * 8 + i), q % 2 * 4, 15),
-            NIBBLES_AND_ONE => {
-                let at = if o < 2 { 2 * i + 1 } else { 8 + o / 2 * 8 + i };
-                let low = bits(line(lines, at), q % 2 * 4, 15);
-                let one = _mm512_srl_epi16(line(lines, 2 * i), _mm_cvtsi32_si128(t as i32 * 4));
-                join(low, one, [q, 4], 16)
-            }
-            NIBBLES_AND_TWO => {
-                let at = if q % 2 == 0 { 2 * i + 1 } else { 16 + i };
-                let low = bits(line(lines, t * 24 + at), q / 2 * 4, 15);
-                join(low, line(lines, t * 24 + 2 * i), [q * 2, 4], 48)
-            }
-            PAIRS => bits(line(lines, t * 8 + i), q * 2, 3),
-            _ => {
-                let at = if t == 0 { 2 * i + 1 } else { 16 + i };
-                let low = bits(line(lines, at), q * 2, 3);
-                let one = _mm512_srl_epi16(line(lines, 2 * i), _mm_cvtsi32_si128(t as i32 * 4));
-                join(low, one, [q, 2], 4)
-            }
+            None => low,
         }
     }
 }

@@ -1,0 +1,83 @@
+//! The order in which a run's records meet its rows, for sets whose kernels read records themselves.
+
+use super::{CHUNK, OCTETS, QuantRows, Run, STREAMS, Sums, ask};
+use crate::panels::{LINE_BYTES, Record};
+
+/// Rows up to which a panel is read from its first record to its last by one call, where panels are read in turn.
+const STRIP_ROWS_MAX: usize = 4;
+
+/// Adds the dots of records with as many rows as the function is made for. It must have the instructions that it uses,
+/// and `Run::check` must have passed for the step and these rows.
+pub(super) type Kernel = unsafe fn(&Step<'_>, &[u32], &mut [Sums]);
+
+/// One record of a run, or several of one panel that follow each other.
+pub(super) struct Step<'a> {
+    pub x: QuantRows<'a>,
+    /// The first one.
+    pub record: Record<'a>,
+    pub records: usize,
+    /// Records that will be read soon, one of each panel.
+    streams: &'a [*const u8],
+    /// Which share of them is asked for now, of as many as there are streams.
+    share: usize,
+}
+
+impl Step<'_> {
+    /// Asks for an eighth of this step's share of what will be read soon: all at once the lines would wait for each
+    /// other, and one stream after the other is slower than all side by side.
+    #[inline]
+    pub fn fetch_ahead(&self, eighth: usize) {
+        if self.streams.is_empty() {
+            return;
+        }
+        let lines = self.record.bytes.len() / LINE_BYTES;
+        let (now, of) = (self.share * OCTETS + eighth, OCTETS * self.streams.len());
+        for line in lines * now / of..(lines * (now + 1) / of).min(lines) {
+            for stream in self.streams {
+                ask(*stream, line);
+            }
+        }
+    }
+}
+
+/// kernels: of the run's scheme, for 1, 2 and 4 rows
+///
+/// # Safety
+/// `Run::check` must have passed; the kernels must be those of the scheme, and the machine must have what they use.
+pub(super) unsafe fn run(run: Run<'_>, kernels: [Kernel; 3], sums: &mut [Sums]) {
+    let Run { panels, first, count, in_turn, x, rows } = run;
+    if in_turn && rows.len() <= STRIP_ROWS_MAX && rows.len().is_power_of_two() {
+        let kernel = kernels[rows.len().ilog2() as usize];
+        let whole = panels.whole_records();
+        let parts = [(0, whole), (whole, panels.records() - whole)];
+        for (k, sums) in sums.chunks_exact_mut(rows.len()).enumerate() {
+            for (number, records) in parts.into_iter().filter(|(_, records)| *records > 0) {
+                let record = panels.record(first + k, number);
+                let step = Step { x, record, records, streams: &[], share: 0 };
+                // SAFETY: the caller's; the kernel is that of so many rows.
+                unsafe { kernel(&step, rows, sums) };
+            }
+        }
+        return;
+    }
+    for (k, record) in run.records() {
+        let next = record.start / CHUNK + 1;
+        let (beside, share) = if in_turn { (first + k, 0) } else { (first, k) };
+        let width = if in_turn { 1 } else { count };
+        let streams: [_; STREAMS] = std::array::from_fn(|i| panels.ahead(beside + i, next, width));
+        let mut step = Step { x, record, records: 1, streams: &streams[..width.min(STREAMS)], share };
+        let sums = &mut sums[k * rows.len()..(k + 1) * rows.len()];
+        let mut at = 0;
+        while at < rows.len() {
+            let (kernel, n) = match rows.len() - at {
+                4.. => (kernels[2], 4),
+                2.. => (kernels[1], 2),
+                _ => (kernels[0], 1),
+            };
+            // SAFETY: the caller's; the kernel is that of so many rows.
+            unsafe { kernel(&step, &rows[at..at + n], &mut sums[at..at + n]) };
+            step.share = STREAMS; // has been asked for
+            at += n;
+        }
+    }
+}
