@@ -16,25 +16,40 @@ pub(super) struct Step<'a> {
     /// The first one.
     pub record: Record<'a>,
     pub records: usize,
-    /// Records that will be read soon, one of each panel.
-    streams: &'a [*const u8],
-    /// Which share of them is asked for now, of as many as there are streams.
-    share: usize,
+    /// What will be read soon.
+    ahead: Ahead,
+}
+
+/// Records that will be read soon, and which of their lines are asked for by this step, one of each in turn: all at
+/// once the lines would wait for each other, and one stream after the other is slower than all side by side.
+#[derive(Clone, Copy)]
+struct Ahead {
+    streams: [*const u8; STREAMS],
+    first: usize,
+    end: usize,
+    /// Lines asked for with an octet.
+    by_octet: usize,
+}
+
+impl Ahead {
+    const NOTHING: Self = Self { streams: [std::ptr::null(); STREAMS], first: 0, end: 0, by_octet: 0 };
+
+    /// The share of panel `k` of `width` in records of so many lines.
+    fn share(streams: [*const u8; STREAMS], lines: usize, [k, width]: [usize; 2]) -> Self {
+        let (first, end) = (lines * k / width, lines * (k + 1) / width);
+        Self { streams, first, end, by_octet: (end - first).div_ceil(OCTETS) }
+    }
 }
 
 impl Step<'_> {
-    /// Asks for an eighth of this step's share of what will be read soon: all at once the lines would wait for each
-    /// other, and one stream after the other is slower than all side by side.
+    /// Asks for what is to be asked for with this octet.
     #[inline]
-    pub fn fetch_ahead(&self, eighth: usize) {
-        if self.streams.is_empty() {
-            return;
-        }
-        let lines = self.record.bytes.len() / LINE_BYTES;
-        let (now, of) = (self.share * OCTETS + eighth, OCTETS * self.streams.len());
-        for line in lines * now / of..(lines * (now + 1) / of).min(lines) {
-            for stream in self.streams {
-                ask(*stream, line);
+    pub fn fetch_ahead(&self, octet: usize) {
+        let Ahead { streams, first, end, by_octet } = self.ahead;
+        let from = first + octet * by_octet;
+        for line in from..end.min(from + by_octet) {
+            for stream in streams {
+                ask(stream, line);
             }
         }
     }
@@ -53,7 +68,7 @@ pub(super) unsafe fn run(run: Run<'_>, kernels: [Kernel; 3], sums: &mut [Sums]) 
         for (k, sums) in sums.chunks_exact_mut(rows.len()).enumerate() {
             for (number, records) in parts.into_iter().filter(|(_, records)| *records > 0) {
                 let record = panels.record(first + k, number);
-                let step = Step { x, record, records, streams: &[], share: 0 };
+                let step = Step { x, record, records, ahead: Ahead::NOTHING };
                 // SAFETY: the caller's; the kernel is that of so many rows.
                 unsafe { kernel(&step, rows, sums) };
             }
@@ -62,10 +77,11 @@ pub(super) unsafe fn run(run: Run<'_>, kernels: [Kernel; 3], sums: &mut [Sums]) 
     }
     for (k, record) in run.records() {
         let next = record.start / CHUNK + 1;
-        let (beside, share) = if in_turn { (first + k, 0) } else { (first, k) };
-        let width = if in_turn { 1 } else { count };
-        let streams: [_; STREAMS] = std::array::from_fn(|i| panels.ahead(beside + i, next, width));
-        let mut step = Step { x, record, records: 1, streams: &streams[..width.min(STREAMS)], share };
+        let (beside, share) = if in_turn { (first + k, [0, 1]) } else { (first, [k, count]) };
+        let [_, width] = share;
+        let streams = std::array::from_fn(|i| panels.ahead(beside + i.min(width - 1), next, width));
+        let ahead = Ahead::share(streams, record.bytes.len() / LINE_BYTES, share);
+        let mut step = Step { x, record, records: 1, ahead };
         let sums = &mut sums[k * rows.len()..(k + 1) * rows.len()];
         let mut at = 0;
         while at < rows.len() {
@@ -76,7 +92,7 @@ pub(super) unsafe fn run(run: Run<'_>, kernels: [Kernel; 3], sums: &mut [Sums]) 
             };
             // SAFETY: the caller's; the kernel is that of so many rows.
             unsafe { kernel(&step, &rows[at..at + n], &mut sums[at..at + n]) };
-            step.share = STREAMS; // has been asked for
+            step.ahead = Ahead::NOTHING; // has been asked for
             at += n;
         }
     }
