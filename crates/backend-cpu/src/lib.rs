@@ -48,6 +48,7 @@ mod unpack;
 mod weights;
 
 use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant};
 
 use lingqu_backend::{
     AdaptedFfn, AdaptedRows, AttentionSpec, Backend, BackendError, Buffer, Capabilities, ExpertWeights, FfnSource,
@@ -70,6 +71,8 @@ pub struct CpuConfig {
     pub isa: Option<Isa>,
     /// How finely activations are rounded where they meet weights of a block format.
     pub precision: Precision,
+    /// Weights of block formats are repacked by [`Backend::settle`], not at upload.
+    pub later: bool,
 }
 
 /// How finely activations are rounded where they meet weights of a block format.
@@ -104,6 +107,8 @@ pub(crate) struct Core {
     precision: Precision,
     team: team::Team,
     regions: region::Regions,
+    /// Where weights are repacked later.
+    later: Option<weights::Later>,
     /// One for each member of the team, who alone locks it.
     workers: Vec<Mutex<WorkerScratch>>,
     scratch: Mutex<OpScratch>,
@@ -156,13 +161,14 @@ impl Core {
             precision: config.precision,
             team,
             regions: Default::default(),
+            later: config.later.then(Default::default),
             workers,
             scratch: Mutex::default(),
         })
     }
 
     fn packer(&self) -> weights::Packer<'_> {
-        weights::Packer { simd: self.simd, team: &self.team, regions: &self.regions }
+        weights::Packer { simd: self.simd, team: &self.team, regions: &self.regions, later: self.later.as_ref() }
     }
 
     fn worker(&self, member: usize) -> MutexGuard<'_, WorkerScratch> {
@@ -283,6 +289,13 @@ impl Backend for CpuBackend {
 
     fn upload_low_rank(&self, sources: &[LowRankSource]) -> Result<LowRank> {
         low_rank::upload(sources)
+    }
+
+    fn settle(&self, budget: Duration) -> Result<bool> {
+        let Some(later) = &self.core.later else { return Ok(true) };
+        let until = Instant::now() + budget.min(Duration::from_secs(3600));
+        let _no_op_runs = self.core.scratch();
+        later.settle(self.core.simd, &self.core.team, until)
     }
 
     fn begin_step(&self, batch: &Batch, block_tokens: usize) -> Result<Step> {

@@ -4,6 +4,7 @@
 //! A thread never shares an output with another: the dimension that is summed over is not split.
 
 use std::ops::Range;
+use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
 use lingqu_backend::{View, ViewMut, Weight};
@@ -12,6 +13,8 @@ use crate::activations::{Activations, Wanted};
 use crate::isa::{Simd, is_amd, per_isa};
 use crate::math::silu;
 use crate::memory::{Source, Target};
+use crate::panels::Panels;
+use crate::region::Region;
 use crate::simd::{
     self as kernels, CHUNK, Codes, Dots, FLOAT_ROWS, LANES, LaneSums, PANEL_ROWS, Run, STREAMS, Sums, reduce,
 };
@@ -34,6 +37,9 @@ const ONE_STREAM_ROWS_MAX: usize = 2;
 /// Panels of one stream that are read by one call: what comes before and after the kernel took 6% of a step.
 const IN_TURN: usize = 16;
 const _: () = assert!(STREAMS.is_multiple_of(tiles::TOGETHER), "pieces are cut at multiples of both");
+
+/// Bytes of panels that are repacked for the moment at once: a part of a usual second-level cache.
+const PENDING_BYTES: usize = 256 << 10;
 
 /// What a piece of work should cost at least, in cycles or so: much more than taking it.
 const PIECE_COST: usize = 16_000;
@@ -133,6 +139,8 @@ pub(crate) struct PanelScratch {
     lanes: Vec<LaneSums>,
     sums: [Vec<Sums>; 2],
     pub tiles: tiles::Scratch,
+    /// Of panels that are repacked for the moment.
+    pending: [Option<Arc<Region>>; 2],
 }
 
 impl PanelScratch {
@@ -145,6 +153,7 @@ impl PanelScratch {
             lanes: vec![[[0.0; LANES]; FLOAT_ROWS]; FLOAT_TILE_ROWS],
             sums: [rows(), rows()],
             tiles: Default::default(),
+            pending: Default::default(),
         }
     }
 }
@@ -182,8 +191,38 @@ pub(crate) fn run_jobs(core: &Core, jobs: &[Job<'_>], products: &mut Products, o
     });
 }
 
-/// Some panels of job `i`.
+/// Some panels of job `i`: those of a matrix that is not repacked yet are, some at a time, for the moment.
 fn run_panels(
+    core: &Core,
+    job: &Job<'_>,
+    panels: Range<usize>,
+    inputs: (&Activations, &Arranged, usize),
+    scratch: &mut PanelScratch,
+    out: Output,
+) {
+    let pending = [Some(job.matrix), job.up].into_iter().flatten().filter(|matrix| matrix.is_pending());
+    let Some(panel_bytes) = pending.filter_map(Matrix::panels).map(Panels::panel_bytes).max() else {
+        return run_packed_panels(core, job, panels, inputs, scratch, out);
+    };
+    let at_once = (PENDING_BYTES / panel_bytes).max(1).next_multiple_of(STREAMS);
+    for first in panels.clone().step_by(at_once) {
+        let some = first..panels.end.min(first + at_once);
+        let mut memory = std::mem::take(&mut scratch.pending);
+        let [of_matrix, of_up] = &mut memory;
+        let part = |matrix: &Matrix, memory| {
+            let part = matrix.part(core.packer(), some.clone(), memory);
+            part.expect("some MB of memory")
+        };
+        let matrix = part(job.matrix, of_matrix);
+        let up = job.up.and_then(|up| part(up, of_up));
+        let of_some = Job { matrix: matrix.as_ref().unwrap_or(job.matrix), up: up.as_ref().or(job.up), ..*job };
+        run_packed_panels(core, &of_some, some, inputs, scratch, out);
+        drop((matrix, up));
+        scratch.pending = memory;
+    }
+}
+
+fn run_packed_panels(
     core: &Core,
     job: &Job<'_>,
     panels: Range<usize>,

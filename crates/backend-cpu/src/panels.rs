@@ -12,18 +12,20 @@
 //! read at a third of the bandwidth.
 
 mod pack;
+mod repack;
 
 use std::ops::Range;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 
 use lingqu_tensor::{Format, HostTensor};
 
 use crate::Result;
+use crate::isa::Simd;
 use crate::region::Region;
 use crate::simd::{CHUNK, OCTET, OCTETS, PANEL_ROWS};
-use crate::team::Shares;
 use crate::weights::Packer;
+
+pub(crate) use repack::Pack;
 
 pub(crate) const LINE_BYTES: usize = 64;
 
@@ -210,7 +212,7 @@ impl Scheme {
     }
 }
 
-/// A repacked matrix.
+/// A repacked matrix, or one that will be ([`Pack`]), or some panels of one.
 pub(crate) struct Panels {
     pub scheme: Scheme,
     cols: usize,
@@ -220,102 +222,68 @@ pub(crate) struct Panels {
     /// Memory of all that was repacked together, and what of it is this matrix: `[panel, record]`.
     memory: Arc<Region>,
     range: Range<usize>,
+    /// The number of the first panel that is here.
+    first: usize,
+    /// Who repacks it, and which of its matrices it is.
+    pack: Option<(Arc<Pack>, usize)>,
 }
-
-/// A matrix that is being repacked.
-struct Stacked<'a> {
-    tensor: &'a HostTensor,
-    format: Format,
-    scheme: Scheme,
-    cols: usize,
-    row_bytes: usize,
-    /// Bytes of a panel, and panels.
-    panel_bytes: usize,
-    panels: usize,
-    /// Where its panels start.
-    at: usize,
-    /// Panels that are not done, of each [`PART_PANELS`].
-    left: Vec<AtomicUsize>,
-}
-
-/// Panels after which their stored bytes are given back: a large matrix is not held twice.
-const PART_PANELS: usize = 64;
 
 impl Panels {
-    /// Repacks matrices of whole blocks into one piece of memory; says of the bytes of each that they are not read any
-    /// more.
+    /// Repacks matrices of whole blocks into one piece of memory, now or later (`packer.later`); says of the bytes of
+    /// each, once it is done, that they are not read any more.
     ///
     /// # Errors
     /// [`BackendError::OutOfMemory`]; [`BackendError::Tensor`] for a scale that is NaN or infinite.
+    ///
+    /// [`BackendError::OutOfMemory`]: lingqu_backend::BackendError::OutOfMemory
+    /// [`BackendError::Tensor`]: lingqu_backend::BackendError::Tensor
     pub fn pack(packer: Packer<'_>, tensors: &[&HostTensor]) -> Result<Vec<Self>> {
-        let Packer { simd, team, regions } = packer;
-        let mut bytes = 0;
-        let mut panels = 0;
-        let stacked = tensors.iter().map(|&tensor| {
-            let scheme = scheme(tensor.format).expect("a block format");
-            let panel_bytes = panel_bytes(&scheme, tensor.cols);
-            let of = Stacked {
-                tensor,
-                format: tensor.format,
-                scheme,
-                cols: tensor.cols,
-                row_bytes: tensor.row_bytes(),
-                panel_bytes,
-                panels: tensor.rows.div_ceil(PANEL_ROWS),
-                at: bytes,
-                left: parts_of(tensor.rows.div_ceil(PANEL_ROWS)),
-            };
-            bytes += of.panels * panel_bytes;
-            panels += of.panels;
-            of
-        });
-        let stacked: Vec<Stacked<'_>> = stacked.collect();
-        let what = stacked.first().map_or(String::new(), |of| format!("the weights from '{}' on", of.tensor.name));
-        let mut memory = regions.take(&what, bytes)?;
-        let shares = Shares::new(&mut memory);
-        let (next, broken) = (AtomicUsize::new(0), AtomicBool::new(false));
-        team.run_if_worth(bytes, |_, _| {
-            let (mut first, mut of) = (0, stacked.iter());
-            let Some(mut now) = of.next() else { return };
-            loop {
-                let panel = next.fetch_add(1, Ordering::Relaxed);
-                if panel >= panels {
-                    return;
-                }
-                while panel >= first + now.panels {
-                    first += now.panels;
-                    now = of.next().expect("a matrix for each panel");
-                }
-                let number = panel - first;
-                let at = now.at + number * now.panel_bytes;
-                // SAFETY: each panel is taken once.
-                let out = unsafe { shares.part(at..at + now.panel_bytes) };
-                let count = (now.tensor.rows - number * PANEL_ROWS).min(PANEL_ROWS);
-                let rows = &now.tensor.data.as_slice()[number * PANEL_ROWS * now.row_bytes..][..count * now.row_bytes];
-                if !pack::panel(simd, now, rows, out) {
-                    broken.store(true, Ordering::Relaxed);
-                }
-                let part = number / PART_PANELS;
-                if now.left[part].fetch_sub(1, Ordering::Relaxed) == 1 {
-                    let part_bytes = PART_PANELS * PANEL_ROWS * now.row_bytes;
-                    let (start, end) = (part * part_bytes, ((part + 1) * part_bytes).min(now.tensor.data.len()));
-                    now.tensor.data.slice(start..end).expect("a part of the tensor").release();
-                }
+        let Packer { simd, team, regions, later } = packer;
+        let pack = Pack::new(regions, tensors)?;
+        let stacked = pack.stacked().expect("nothing is done");
+        match later {
+            None => _ = pack.run(simd, team, None)?,
+            Some(later) => {
+                pack.check(team)?;
+                later.add(&pack);
             }
-        });
-        if broken.into_inner() {
-            tensors.iter().try_for_each(|tensor| tensor.check_finite_scales())?;
         }
-        let memory = Arc::new(memory);
-        let of = stacked.iter().map(|of| Self {
+        let of = stacked.iter().enumerate().map(|(i, of)| Self {
             scheme: of.scheme,
-            cols: of.cols,
+            cols: of.tensor.cols,
             panel_bytes: of.panel_bytes,
             record_bytes: of.scheme.record_bytes(OCTETS),
-            memory: memory.clone(),
+            memory: pack.memory().clone(),
             range: of.at..of.at + of.panels * of.panel_bytes,
+            first: 0,
+            pack: later.is_some().then(|| (pack.clone(), i)),
         });
         Ok(of.collect())
+    }
+
+    /// Whether panels must be repacked for the moment ([`Panels::part`]) before they are read.
+    pub fn is_pending(&self) -> bool {
+        self.pack.as_ref().is_some_and(|(pack, _)| !pack.is_done())
+    }
+
+    /// Bytes of a panel.
+    pub fn panel_bytes(&self) -> usize {
+        self.panel_bytes
+    }
+
+    /// Some panels of a matrix that is not repacked yet, in memory that is lent; none else may have it.
+    pub fn part(&self, simd: Simd, panels: Range<usize>, memory: &mut Arc<Region>) -> Option<Self> {
+        let (pack, i) = self.pack.as_ref()?;
+        let stacked = pack.stacked()?;
+        let len = panels.len() * self.panel_bytes;
+        let out = &mut Arc::get_mut(memory).expect("nobody else has it")[..len];
+        for (number, out) in panels.clone().zip(out.chunks_exact_mut(self.panel_bytes)) {
+            // That scales are numbers was seen at upload.
+            stacked[*i].pack(simd, number, out);
+        }
+        let Self { scheme, cols, panel_bytes, record_bytes, .. } = *self;
+        let (memory, range, first) = (memory.clone(), 0..len, panels.start);
+        Some(Self { scheme, cols, panel_bytes, record_bytes, memory, range, first, pack: None })
     }
 
     pub fn bytes(&self) -> usize {
@@ -329,7 +297,8 @@ impl Panels {
         bytes.copy_from_slice(records);
         let (panel_bytes, record_bytes) = (panel_bytes(&scheme, cols), scheme.record_bytes(OCTETS));
         assert!(records.len().is_multiple_of(panel_bytes));
-        Self { scheme, cols, panel_bytes, record_bytes, memory: Arc::new(bytes), range: 0..records.len() }
+        let (memory, range) = (Arc::new(bytes), 0..records.len());
+        Self { scheme, cols, panel_bytes, record_bytes, memory, range, first: 0, pack: None }
     }
 
     /// Records of each panel.
@@ -342,8 +311,14 @@ impl Panels {
         self.cols / CHUNK
     }
 
-    pub fn count(&self) -> usize {
-        self.range.len().checked_div(self.panel_bytes).unwrap_or(0)
+    /// The number of the first panel that is here.
+    pub fn start(&self) -> usize {
+        self.first
+    }
+
+    /// The number after that of the last panel that is here.
+    pub fn end(&self) -> usize {
+        self.first + self.range.len().checked_div(self.panel_bytes).unwrap_or(0)
     }
 
     #[inline]
@@ -351,7 +326,7 @@ impl Panels {
         let start = number * CHUNK;
         let octets = (self.cols - start).min(CHUNK) / OCTET;
         let len = if octets == OCTETS { self.record_bytes } else { self.scheme.record_bytes(octets) };
-        let at = panel * self.panel_bytes + number * self.record_bytes;
+        let at = (panel - self.first) * self.panel_bytes + number * self.record_bytes;
         Record { scheme: &self.scheme, bytes: &self.memory[self.range.clone()][at..at + len], octets, start }
     }
 
@@ -360,7 +335,8 @@ impl Panels {
     pub fn ahead(&self, panel: usize, number: usize, side_by_side: usize) -> *const u8 {
         let records = self.records();
         let (panel, number) = if number < records { (panel, number) } else { (panel + side_by_side, number - records) };
-        self.memory.as_ptr().wrapping_add(self.range.start + panel * self.panel_bytes + number * self.record_bytes)
+        let at = (panel - self.first) * self.panel_bytes + number * self.record_bytes;
+        self.memory.as_ptr().wrapping_add(self.range.start + at)
     }
 }
 
@@ -374,10 +350,6 @@ pub(crate) struct Record<'a> {
     pub octets: usize,
     /// Its first column.
     pub start: usize,
-}
-
-fn parts_of(panels: usize) -> Vec<AtomicUsize> {
-    (0..panels).step_by(PART_PANELS).map(|first| AtomicUsize::new((panels - first).min(PART_PANELS))).collect()
 }
 
 fn panel_bytes(scheme: &Scheme, cols: usize) -> usize {
@@ -405,6 +377,7 @@ mod tests {
     use crate::region::Regions;
     use crate::team::Team;
     use crate::testing;
+    use crate::weights::Later;
 
     #[test]
     fn a_scale_that_is_no_number_is_refused_by_name() {
@@ -418,10 +391,12 @@ mod tests {
             bad.data = data.into();
             bad.name = "blk.0.bad".into();
             for simd in testing::every_simd() {
-                let packer = Packer { simd, team, regions };
-                assert_eq!(Panels::pack(packer, &[&good, &good]).unwrap().len(), 2);
-                let error = Panels::pack(packer, &[&good, &bad]).err().expect("a broken scale").to_string();
-                assert!(error.contains("blk.0.bad") && error.contains("row 33"), "{format}: {error}");
+                for later in [None, Some(&Later::default())] {
+                    let packer = Packer { simd, team, regions, later };
+                    assert_eq!(Panels::pack(packer, &[&good, &good]).unwrap().len(), 2);
+                    let error = Panels::pack(packer, &[&good, &bad]).err().expect("a broken scale").to_string();
+                    assert!(error.contains("blk.0.bad") && error.contains("row 33"), "{format}: {error}");
+                }
             }
         }
     }

@@ -8,6 +8,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 
 use crate::Result;
 use crate::memory::Zeroed;
+use crate::team::Shares;
 
 /// What is taken from the system at once, and of which a region is at most half.
 const CHUNK_BYTES: usize = 64 << 20;
@@ -72,6 +73,17 @@ impl Regions {
             other => other.insert(Chunk::new(what, CHUNK_BYTES)?),
         };
         Ok(chunk.take(len))
+    }
+}
+
+impl Region {
+    /// Its bytes, to be written by several threads though others may hold the region.
+    ///
+    /// # Safety
+    /// Nobody may read it meanwhile.
+    pub unsafe fn shares(&self) -> Shares<u8> {
+        // SAFETY: the caller's.
+        Shares::new(unsafe { std::slice::from_raw_parts_mut(self.pointer, self.len) })
     }
 }
 

@@ -1,7 +1,11 @@
 //! Uploaded weights: block formats repacked (see `panels.rs`), floats in their stored bytes, shared with whoever mapped
 //! them.
 
+use std::collections::VecDeque;
+use std::ops::Range;
 use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
+use std::time::Instant;
 
 use lingqu_backend::{BackendError, ExpertWeights, FfnSource, FfnWeights, LinearSource, Weight};
 use lingqu_tensor::{Format, HostTensor, TensorError, quant};
@@ -9,8 +13,8 @@ use lingqu_tensor::{Format, HostTensor, TensorError, quant};
 use crate::Result;
 use crate::activations::Wanted;
 use crate::isa::Simd;
-use crate::panels::{Panels, scheme};
-use crate::region::Regions;
+use crate::panels::{Pack, Panels, scheme};
+use crate::region::{Region, Regions};
 use crate::simd::{CHUNK, LANES, OCTET};
 use crate::team::Team;
 use crate::unpack::StoredRows;
@@ -68,6 +72,37 @@ pub(crate) struct Packer<'a> {
     pub simd: Simd,
     pub team: &'a Team,
     pub regions: &'a Regions,
+    /// Who repacks later; `None`: at once.
+    pub later: Option<&'a Later>,
+}
+
+/// What is to be repacked later, in the order of its upload.
+#[derive(Default)]
+pub(crate) struct Later(Mutex<VecDeque<Weak<Pack>>>);
+
+impl Later {
+    fn queue(&self) -> MutexGuard<'_, VecDeque<Weak<Pack>>> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    pub fn add(&self, pack: &Arc<Pack>) {
+        self.queue().push_back(Arc::downgrade(pack));
+    }
+
+    /// Repacks until a moment. Whether nothing is left. No op may run meanwhile.
+    ///
+    /// # Errors
+    /// As [`Pack::run`].
+    pub fn settle(&self, simd: Simd, team: &Team, until: Instant) -> Result<bool> {
+        loop {
+            let Some(next) = self.queue().front().cloned() else { return Ok(true) };
+            let done = next.upgrade().map_or(Ok(true), |pack| pack.run(simd, team, Some(until)))?;
+            if !done {
+                return Ok(false);
+            }
+            self.queue().pop_front();
+        }
+    }
 }
 
 impl Packer<'_> {
@@ -116,6 +151,32 @@ impl Matrix {
             Values::Floats(_) => None,
             Values::Blocks(panels) => Some(panels),
         }
+    }
+
+    /// Whether its panels must be repacked for the moment before they are read.
+    pub fn is_pending(&self) -> bool {
+        self.panels().is_some_and(Panels::is_pending)
+    }
+
+    /// Some panels of a matrix that is not repacked yet, for the moment: in memory of which at least so many bytes are
+    /// taken anew where there are not enough. `None` where all is repacked.
+    ///
+    /// # Errors
+    /// [`BackendError::OutOfMemory`]
+    pub fn part(
+        &self,
+        packer: Packer<'_>,
+        panels: Range<usize>,
+        memory: &mut Option<Arc<Region>>,
+    ) -> Result<Option<Self>> {
+        let Some(of) = self.panels().filter(|of| of.is_pending()) else { return Ok(None) };
+        let bytes = panels.len() * of.panel_bytes();
+        let memory = match memory {
+            Some(memory) if memory.len() >= bytes => memory,
+            other => other.insert(Arc::new(packer.regions.take("weights that are not repacked yet", bytes)?)),
+        };
+        let part = of.part(packer.simd, panels, memory);
+        Ok(part.map(|part| Self { rows: self.rows, cols: self.cols, values: Values::Blocks(part) }))
     }
 
     /// The stored floats, or `None` for block formats.
@@ -292,9 +353,6 @@ pub(crate) fn padded(cols: usize) -> usize {
 
 #[cfg(test)]
 mod tests {
-    use std::ops::Range;
-    use std::sync::Arc;
-
     use lingqu_tensor::{Bytes, Owner};
 
     use super::*;

@@ -1,8 +1,10 @@
 //! The same bits on every instruction set, for any number of threads, alone or in company, in any chunks.
 
+use std::time::Duration;
+
 use lingqu_backend::{
     AdaptedFfn, AdaptedRows, AttentionSpec, Backend, FfnSource, HostRouting, KvEntry, KvPrecision, KvSpec,
-    LinearSource, LowRankSource, RopePairing, RouteSpec, Scoring,
+    LinearSource, LowRankSource, RopePairing, RouteSpec, Scoring, Weight,
 };
 use lingqu_backend_cpu::{CpuBackend, CpuConfig, Isa, Precision};
 use lingqu_tensor::{BlockScales, Format, HostTensor, quant};
@@ -11,10 +13,12 @@ use lingqu_types::{Batch, BlockId, SequenceSlice};
 /// Rows that are multiplied in groups by the sets that do so; two thirds of them, as experts get them, are too.
 const MANY_ROWS: usize = 41;
 
-/// Backends that must agree: every instruction set of this machine with 1, 2 and 3 threads.
+/// Backends that must agree: every instruction set of this machine with 1, 2 and 3 threads, those with 2 of which have
+/// repacked nothing yet.
 fn backends(precision: Precision) -> Vec<CpuBackend> {
     let sets = Isa::ALL.into_iter().filter(|isa| isa.available());
-    let configs = sets.flat_map(|isa| [1, 2, 3].map(|threads| CpuConfig { threads, isa: Some(isa), precision }));
+    let config = |isa, threads| CpuConfig { threads, isa: Some(isa), precision, later: threads == 2 };
+    let configs = sets.flat_map(|isa| [1, 2, 3].map(|threads| config(isa, threads)));
     configs.map(|config| CpuBackend::new(config).unwrap()).collect()
 }
 
@@ -97,6 +101,41 @@ fn linear_layers() {
             });
         }
     }
+}
+
+#[test]
+fn weights_that_settle_bit_by_bit() {
+    let config = CpuConfig { threads: 2, later: true, ..CpuConfig::default() };
+    let backend = CpuBackend::new(config).unwrap();
+    let at_once = CpuBackend::new(CpuConfig { later: false, ..config }).unwrap();
+    let (cols, outs, layers, rows) = (512, 2048, 6, 3);
+    let x = values(1, rows * cols);
+    let upload = |backend: &CpuBackend, layer| {
+        let parts = [matrix(layer, Format::Q4K, [outs - 16, cols]), matrix(layer + 9, Format::Q6K, [16, cols])];
+        backend.upload_linear(LinearSource { parts: &parts, biases: &[] }).unwrap()
+    };
+    let linear = |backend: &CpuBackend, weight: &Weight| {
+        bits(&run(backend, &x, [rows, outs], |x, out| backend.linear(x, weight, out).unwrap()))
+    };
+    let weights: Vec<_> = (0..layers).map(|layer| upload(&backend, layer)).collect();
+    drop(upload(&backend, 7)); // what is not there any more is no work
+    let want: Vec<_> = (0..layers).map(|layer| linear(&at_once, &upload(&at_once, layer))).collect();
+    let check = |when: &str| {
+        for (layer, (weight, want)) in weights.iter().zip(&want).enumerate() {
+            assert!(linear(&backend, weight) == *want, "layer {layer} {when}");
+        }
+    };
+    check("before");
+    assert!(!backend.settle(Duration::ZERO).unwrap());
+    check("after no time at all");
+    let mut slices = 0;
+    while !backend.settle(Duration::from_micros(300)).unwrap() {
+        check("between slices");
+        slices += 1;
+    }
+    println!("{slices} slices");
+    check("in the end");
+    assert!(backend.settle(Duration::ZERO).unwrap() && at_once.settle(Duration::ZERO).unwrap());
 }
 
 #[test]

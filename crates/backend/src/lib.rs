@@ -23,6 +23,7 @@ pub mod top;
 pub mod weights;
 
 use std::ops::Range;
+use std::time::Duration;
 
 use lingqu_tensor::{Format, HostTensor, TensorError};
 use lingqu_types::{Batch, BlockId};
@@ -122,6 +123,16 @@ pub trait Backend: Send + Sync {
     fn write_routing(&self, routing: &HostRouting, out: &mut Routing) -> Result<()>;
 
     // ---- weights: uploaded once, possibly repacked ----
+
+    /// Goes on with what uploads have left for later, for about as long as the budget says. Whether nothing is left.
+    /// Until then ops give the same results, but slower.
+    ///
+    /// # Errors
+    /// What an upload could have refused.
+    fn settle(&self, budget: Duration) -> Result<bool> {
+        let _ = budget;
+        Ok(true)
+    }
 
     /// A small vector or table kept in f32: norm weights, rope tables, the router's correction bias.
     fn upload_table(&self, tensor: &HostTensor) -> Result<Weight>;

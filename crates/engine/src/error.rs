@@ -23,6 +23,9 @@ pub enum EngineError {
     /// The device is gone; the engine has ended.
     #[error("the device is lost: {0}")]
     DeviceLost(Arc<BackendError>),
+    /// Weights that were sound at upload are not any more: their file has changed. The engine has ended.
+    #[error("the weights have changed: {0}")]
+    Weights(Arc<BackendError>),
     /// A sick model or device: nothing sound can be drawn. Other requests go on.
     #[error("after token {position}: {problem}")]
     Logits { position: usize, problem: SamplerError },

@@ -3,7 +3,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use lingqu_backend::{Backend, BackendError, KvSpec, KvStore};
 use lingqu_model::Model;
@@ -15,6 +15,11 @@ use crate::draw::{self, FarLogits};
 use crate::mailbox::{Mail, Mailbox};
 use crate::request::{Active, Submission};
 use crate::{EngineConfig, EngineError, speculate};
+
+/// Until its weights have settled, the backend is given so many times as long as a step took, after each, and at least
+/// so long: what a new request waits at most where there was nothing to do.
+const SETTLE_STEPS: u32 = 2;
+const SETTLE_MIN: Duration = Duration::from_millis(20);
 
 /// All that the engine's thread owns.
 pub(crate) struct StepLoop {
@@ -95,13 +100,19 @@ impl StepLoop {
     }
 
     fn run_steps(&mut self) -> Result<(), EngineError> {
-        let mut idle = true;
+        let (mut idle, mut settled) = (true, false);
         loop {
             let until = self.deadlines.first().map(|(deadline, _)| *deadline);
-            let Some(mail) = self.mailbox.take(self.scheduler.load(), idle, until) else { break };
+            let Some(mail) = self.mailbox.take(self.scheduler.load(), idle && settled, until) else { break };
             self.read(mail);
             self.expire();
+            let started = Instant::now();
             idle = !self.step()?;
+            if !settled {
+                // The slower steps still are, the more there is to gain.
+                let budget = (started.elapsed() * SETTLE_STEPS).max(SETTLE_MIN);
+                settled = self.backend.settle(budget).map_err(|error| EngineError::Weights(Arc::new(error)))?;
+            }
         }
         Ok(())
     }

@@ -93,3 +93,23 @@ fn limits_that_cannot_work_do_not_start() {
         "to the end",
     );
 }
+
+#[test]
+fn weights_settle_while_nothing_is_to_do_and_while_requests_run() {
+    use lingqu_engine::{Engine, EngineConfig};
+    use lingqu_testkit::toy::{ToyBackend, ToyModel};
+    let limits = wide();
+    let backend = std::sync::Arc::new(ToyBackend::settling(15));
+    let (model, control) = ToyModel::new(&limits, ToyFaults::default());
+    control.hold();
+    let engine = Engine::start(Box::new(model), backend.clone(), EngineConfig::new(limits.clone(), vec![])).unwrap();
+    let stream = engine.handle().submit(good(1)).expect("taken");
+    control.release();
+    assert_same(&collect(stream), &plainly(&good(1), &limits), "an answer of 40 tokens");
+    eventually("all has settled", || backend.unsettled() == 0);
+
+    let idle = std::sync::Arc::new(ToyBackend::settling(15));
+    let (model, _) = ToyModel::new(&limits, ToyFaults::default());
+    let _engine = Engine::start(Box::new(model), idle.clone(), EngineConfig::new(limits, vec![])).unwrap();
+    eventually("all has settled without a request", || idle.unsettled() == 0);
+}

@@ -49,15 +49,22 @@ pub fn default_sampling(package: &Package) -> SamplingParams {
     }
 }
 
+/// Whether a backend is done with a weight when it has taken it, or [`Backend::settle`] is called until it is.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub enum Weights {
+    AtOnce,
+    Settle,
+}
+
 /// The backend that was asked for, or the one that this machine has.
-pub fn backend(args: &ModelArgs) -> Result<Arc<dyn Backend>> {
+pub fn backend(args: &ModelArgs, weights: Weights) -> Result<Arc<dyn Backend>> {
     Ok(match args.backend {
         Some(BackendName::Reference) => Arc::new(ReferenceBackend::new()),
-        Some(BackendName::Cpu) => Arc::new(cpu_backend(args)?),
+        Some(BackendName::Cpu) => Arc::new(cpu_backend(args, weights)?),
         Some(BackendName::Cuda) => Arc::new(accelerator(Row::Cuda, args)?),
         Some(BackendName::Dcu) => Arc::new(accelerator(Row::Dcu, args)?),
         Some(BackendName::Emu) => Arc::new(accelerator(Row::Emu, args)?),
-        Some(BackendName::Auto) | None => automatic(args)?,
+        Some(BackendName::Auto) | None => automatic(args, weights)?,
     })
 }
 
@@ -74,7 +81,7 @@ const ACCELERATORS: [Row; 2] = [Row::Cuda, Row::Dcu];
 
 /// The first accelerator that can be used, else the cpu. Says what was found: always where `auto` was asked for, else
 /// only where there is an accelerator.
-fn automatic(args: &ModelArgs) -> Result<Arc<dyn Backend>> {
+fn automatic(args: &ModelArgs, weights: Weights) -> Result<Arc<dyn Backend>> {
     let asked = args.backend.is_some();
     for row in ACCELERATORS {
         let why = match GpuBackend::find(&accelerator_config(row, args)) {
@@ -88,7 +95,7 @@ fn automatic(args: &ModelArgs) -> Result<Arc<dyn Backend>> {
         };
         eprintln!("lingqu: {} cannot be used: {why}", row.name());
     }
-    let backend = cpu_backend(args)?;
+    let backend = cpu_backend(args, weights)?;
     if asked {
         eprintln!("lingqu: found {}", backend.capabilities().name);
     }
@@ -96,7 +103,7 @@ fn automatic(args: &ModelArgs) -> Result<Arc<dyn Backend>> {
 }
 
 /// The cpu backend, for commands that need it by itself.
-pub fn cpu_backend(args: &ModelArgs) -> Result<CpuBackend> {
+pub fn cpu_backend(args: &ModelArgs, weights: Weights) -> Result<CpuBackend> {
     let isa: Option<Isa> = match &args.isa {
         Some(name) => Some(name.parse().map_err(|e| Usage(format!("--isa {name}: {e}")))?),
         None => None,
@@ -106,7 +113,8 @@ pub fn cpu_backend(args: &ModelArgs) -> Result<CpuBackend> {
         Activations::Int8 => Precision::Int8,
         Activations::Int16 => Precision::Int16,
     };
-    CpuBackend::new(CpuConfig { threads, isa, precision }).map_err(|e| Usage(e.to_string()).into())
+    let later = weights == Weights::Settle;
+    CpuBackend::new(CpuConfig { threads, isa, precision, later }).map_err(|e| Usage(e.to_string()).into())
 }
 
 /// The context that a model is served with: what was asked for, checked against what it was trained for.
@@ -157,7 +165,7 @@ pub fn load(
             cluster::alone(wire, open_package(args.model.as_deref())?, backend, &options)?
         }
         (None, None, ExpertsPlace::Device) => Experts::Here,
-        (None, None, ExpertsPlace::Cpu) => Experts::On(Arc::new(cpu_backend(args)?)),
+        (None, None, ExpertsPlace::Cpu) => Experts::On(Arc::new(cpu_backend(args, Weights::AtOnce)?)),
     };
     let style = "{msg} [{bar:40}] {bytes}/{total_bytes} {eta}";
     let bar = ProgressBar::new(package.checkpoint.bytes());

@@ -6,6 +6,7 @@
 
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Condvar, Mutex, PoisonError};
+use std::time::Duration;
 
 use lingqu_backend::{
     AttentionSpec, Backend, BackendError, Buffer, Capabilities, ExpertWeights, FfnSource, FfnWeights, HostRouting,
@@ -262,15 +263,27 @@ fn write_logits(digest: u64, out: &mut [f32]) {
 }
 
 /// Memory and nothing else: the toy computes on the host.
-pub struct ToyBackend(Capabilities);
+pub struct ToyBackend(Capabilities, AtomicUsize);
 
 impl Default for ToyBackend {
     fn default() -> Self {
-        Self(Capabilities { name: "toy".into(), weight_formats: Vec::new(), host_memory: true, checks_numbers: false })
+        let (name, weight_formats) = ("toy".into(), Vec::new());
+        let capabilities = Capabilities { name, weight_formats, host_memory: true, checks_numbers: false };
+        Self(capabilities, AtomicUsize::new(0))
     }
 }
 
 impl ToyBackend {
+    /// One whose weights have settled after so many calls.
+    pub fn settling(calls: usize) -> Self {
+        Self(Self::default().0, AtomicUsize::new(calls))
+    }
+
+    /// Calls after which its weights will have settled.
+    pub fn unsettled(&self) -> usize {
+        self.1.load(Ordering::Relaxed)
+    }
+
     /// One that says its memory is not the host's.
     pub fn far() -> Self {
         let mut backend = Self::default();
@@ -284,6 +297,12 @@ const NO_OP: &str = "the toy has no such op";
 impl Backend for ToyBackend {
     fn capabilities(&self) -> &Capabilities {
         &self.0
+    }
+
+    fn settle(&self, _: Duration) -> Result<bool> {
+        let left = self.unsettled().saturating_sub(1);
+        self.1.store(left, Ordering::Relaxed);
+        Ok(left == 0)
     }
 
     fn alloc(&self, rows_max: usize, cols: usize) -> Result<Buffer> {

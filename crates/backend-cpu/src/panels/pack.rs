@@ -3,13 +3,15 @@
 use lingqu_tensor::Format;
 use lingqu_tensor::quant::q3_k_scales;
 
-use super::{LINE_BYTES, Scales, Scheme, Stacked};
+use super::repack::Stacked;
+use super::{LINE_BYTES, Scales, Scheme};
 use crate::isa::Simd;
 use crate::simd::{self, CHUNK, OCTET, OCTETS, PANEL_ROWS};
 
 /// Up to 16 stored rows to a panel, which is zeros. Whether all scales are numbers.
-pub(super) fn panel(simd: Simd, of: &Stacked<'_>, rows: &[u8], out: &mut [u8]) -> bool {
-    let Stacked { format, scheme, cols, row_bytes, .. } = *of;
+pub(super) fn panel(simd: Simd, of: &Stacked, rows: &[u8], out: &mut [u8]) -> bool {
+    let Stacked { ref tensor, scheme, .. } = *of;
+    let (format, cols, row_bytes) = (tensor.format, tensor.cols, tensor.row_bytes());
     let (block_values, block_bytes) = (format.block_values(), format.block_bytes());
     let (mut at, mut finite) = (0, true);
     for start in (0..cols).step_by(CHUNK) {

@@ -134,7 +134,7 @@ impl<'a> Run<'a> {
         let Run { panels, first, count, x, rows, .. } = *self;
         x.check();
         assert!(x.block == panels.scheme.block && panels.records() * CHUNK <= x.stride);
-        assert!(first + count <= panels.count());
+        assert!(panels.start() <= first && first + count <= panels.end());
         assert!(sums.len() == count * rows.len() && rows.iter().all(|&r| (r as usize) < x.rows()));
     }
 

@@ -2,7 +2,7 @@
 
 use std::io::Write;
 use std::num::NonZeroUsize;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use anyhow::Result;
 use lingqu_backend::{Backend, KvStore};
@@ -20,6 +20,9 @@ const BANDWIDTH_BYTES: usize = 1 << 30;
 /// Bytes of one value in the cpu backend's KV cache.
 const KV_VALUE_BYTES: u64 = 2;
 
+/// How long weights settle at a time.
+const SETTLE_SLICE: Duration = Duration::from_secs(1);
+
 /// Figures at one batch size.
 struct Figures {
     batch: usize,
@@ -34,7 +37,7 @@ struct Figures {
 }
 
 pub fn run(args: &BenchArgs) -> Result<()> {
-    let backend = wiring::backend(&args.model)?;
+    let backend = wiring::backend(&args.model, wiring::Weights::Settle)?;
     let bandwidth_before = bandwidth_gb_s(args, &*backend)?;
     // The buffer that was just read is none of the model's memory.
     let peak_is_known = bandwidth_before.is_none() || reset_peak_memory();
@@ -59,6 +62,8 @@ pub fn run(args: &BenchArgs) -> Result<()> {
     let mut run = Run { model: &mut *model, backend: &*backend, kv: &mut kv, limits: &limits, prompt, generate, bytes };
     run.decode(1, 0)?;
     let first_token_s = started.elapsed().as_secs_f64();
+    while !backend.settle(SETTLE_SLICE)? {}
+    let settled_s = started.elapsed().as_secs_f64();
     let mut figures = Vec::new();
     for &batch in &args.batch {
         figures.push(run.measure(batch.get(), args.repeat.get())?);
@@ -72,7 +77,8 @@ pub fn run(args: &BenchArgs) -> Result<()> {
 
     let active_bytes = bytes.weights(1) as usize;
     let name = &backend.capabilities().name;
-    let report = Report { name, load_s, first_token_s, bandwidth, active_bytes, peak_bytes, figures: &figures };
+    let times = Times { load_s, first_token_s, settled_s };
+    let report = Report { name, times, bandwidth, active_bytes, peak_bytes, figures: &figures };
     let mut out = std::io::stdout().lock();
     match args.json {
         true => writeln!(out, "{}", report.json(prompt, generate))?,
@@ -127,7 +133,7 @@ fn bandwidth_gb_s(args: &BenchArgs, backend: &dyn Backend) -> Result<Option<f64>
     if !backend.capabilities().host_memory || args.model.backend == Some(BackendName::Reference) {
         return Ok(None);
     }
-    Ok(Some(wiring::cpu_backend(&args.model)?.measure_read_bandwidth(BANDWIDTH_BYTES)?))
+    Ok(Some(wiring::cpu_backend(&args.model, wiring::Weights::AtOnce)?.measure_read_bandwidth(BANDWIDTH_BYTES)?))
 }
 
 struct Run<'a> {
@@ -242,11 +248,19 @@ impl Run<'_> {
     }
 }
 
+/// Seconds from the start of loading.
+#[derive(Clone, Copy)]
+struct Times {
+    load_s: f64,
+    /// To the logits after one token.
+    first_token_s: f64,
+    /// To where weights are as they stay, and all is measured that follows.
+    settled_s: f64,
+}
+
 struct Report<'a> {
     name: &'a str,
-    load_s: f64,
-    /// From the start of loading to the logits after one token.
-    first_token_s: f64,
+    times: Times,
     /// GB/s read by all threads, before and after the runs.
     bandwidth: Option<Spread>,
     /// Bytes of weights that one token of one sequence reads.
@@ -273,14 +287,17 @@ impl Report<'_> {
                     "expected_bytes_per_step": f.step_bytes, "share_of_bandwidth": self.bandwidth_share(f)})
             })
             .collect();
-        json!({"backend": self.name, "prompt_tokens": prompt, "generated_tokens": generate, "load_s": self.load_s,
-            "first_token_s": self.first_token_s, "read_bandwidth_gb_per_s": self.bandwidth.map(Spread::json),
+        let Times { load_s, first_token_s, settled_s } = self.times;
+        json!({"backend": self.name, "prompt_tokens": prompt, "generated_tokens": generate, "load_s": load_s,
+            "first_token_s": first_token_s, "settled_s": settled_s,
+            "read_bandwidth_gb_per_s": self.bandwidth.map(Spread::json),
             "active_bytes_per_token": self.active_bytes, "peak_memory_bytes": self.peak_bytes, "results": rows})
     }
 
     fn table(&self, prompt: usize, generate: usize) -> String {
-        let mut text = format!("backend         {}\nload            {:.2} s\n", self.name, self.load_s);
-        text += &format!("first token     {:.2} s\n", self.first_token_s);
+        let mut text = format!("backend         {}\nload            {:.2} s\n", self.name, self.times.load_s);
+        text += &format!("first token     {:.2} s\n", self.times.first_token_s);
+        text += &format!("weights settled {:.2} s\n", self.times.settled_s);
         if let Some(bandwidth) = self.bandwidth {
             text += &format!("read bandwidth  {bandwidth} GB/s\n");
         }

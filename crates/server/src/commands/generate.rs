@@ -31,7 +31,7 @@ pub fn run(args: &GenerateArgs) -> Result<()> {
     let tokenizer = wiring::tokenizer(&mut package)?;
     let prompt = prompt_ids(args, &tokenizer)?;
 
-    let backend = wiring::backend(&args.model)?;
+    let backend = wiring::backend(&args.model, wiring::Weights::Settle)?;
     let speculation = args.speculation.speculation(1);
     let Loaded { mut model, cluster } = wiring::load(&package, &backend, &args.model, &limits, speculation.as_ref())?;
     wiring::load_adapters(&mut *model, args.adapter.iter().map(|path| (ADAPTER, &**path)))?;

@@ -25,7 +25,7 @@ pub fn run(args: &ScoreArgs) -> Result<()> {
     let mut limits = Limits::for_context(longest, 1);
     limits.logit_rows_max = CHUNK_ROWS;
     limits.batch_rows_max = CHUNK_ROWS;
-    let backend = wiring::backend(&args.model)?;
+    let backend = wiring::backend(&args.model, wiring::Weights::AtOnce)?;
     let mut model = wiring::load(&package, &backend, &args.model, &limits, None)?.model;
     let mut kv = wiring::alloc_kv(&*backend, &*model, &limits, wiring::kv_precision(&args.model))?;
     let options = ScoreOptions { chunk_rows: CHUNK_ROWS, top: args.top.min(package.config.vocab_size) };

@@ -30,7 +30,7 @@ pub fn run(args: &ServeArgs) -> Result<()> {
     let mut package = wiring::open_package(args.model.model.as_deref())?;
     let limits = limits(args, &package)?;
     let tokenizer = wiring::tokenizer(&mut package)?;
-    let backend = wiring::backend(&args.model)?;
+    let backend = wiring::backend(&args.model, wiring::Weights::Settle)?;
     let runtime = tokio::runtime::Builder::new_multi_thread()
         .worker_threads(NETWORK_THREADS)
         .enable_all()

@@ -40,7 +40,7 @@ pub fn run(args: &WorkerArgs) -> Result<()> {
     if package.config.moe.is_none() {
         return Err(Usage(format!("{} has no routed experts", package.config.name)).into());
     }
-    let backend = wiring::backend(&args.model)?;
+    let backend = wiring::backend(&args.model, wiring::Weights::AtOnce)?;
     let arithmetic = wiring::arithmetic(&*backend, &args.model);
     let identity = Identity { id, fingerprint: package.checkpoint.fingerprint(), arithmetic };
     let worker = Worker::new(cluster::shard(package, &backend)?, identity);
