@@ -200,7 +200,7 @@ fn run_panels(
     scratch: &mut PanelScratch,
     out: Output,
 ) {
-    let pending = [Some(job.matrix), job.up].into_iter().flatten().filter(|matrix| matrix.is_pending());
+    let pending = [Some(job.matrix), job.up].into_iter().flatten().filter(|m| m.is_pending(&panels));
     let Some(panel_bytes) = pending.filter_map(Matrix::panels).map(Panels::panel_bytes).max() else {
         return run_packed_panels(core, job, panels, inputs, scratch, out);
     };

@@ -224,8 +224,8 @@ pub(crate) struct Panels {
     range: Range<usize>,
     /// The number of the first panel that is here.
     first: usize,
-    /// Who repacks it, and which of its matrices it is.
-    pack: Option<(Arc<Pack>, usize)>,
+    /// Who repacks it, which of its matrices it is, and the number of its first panel there.
+    pack: Option<(Arc<Pack>, [usize; 2])>,
 }
 
 impl Panels {
@@ -256,14 +256,14 @@ impl Panels {
             memory: pack.memory().clone(),
             range: of.at..of.at + of.panels * of.panel_bytes,
             first: 0,
-            pack: later.is_some().then(|| (pack.clone(), i)),
+            pack: later.is_some().then(|| (pack.clone(), [i, of.first])),
         });
         Ok(of.collect())
     }
 
-    /// Whether panels must be repacked for the moment ([`Panels::part`]) before they are read.
-    pub fn is_pending(&self) -> bool {
-        self.pack.as_ref().is_some_and(|(pack, _)| !pack.is_done())
+    /// Whether some of these panels must be repacked for the moment ([`Panels::part`]) before they are read.
+    pub fn is_pending(&self, panels: &Range<usize>) -> bool {
+        self.pack.as_ref().is_some_and(|(pack, [_, first])| !pack.has(first + panels.end))
     }
 
     /// Bytes of a panel.
@@ -273,7 +273,7 @@ impl Panels {
 
     /// Some panels of a matrix that is not repacked yet, in memory that is lent; none else may have it.
     pub fn part(&self, simd: Simd, panels: Range<usize>, memory: &mut Arc<Region>) -> Option<Self> {
-        let (pack, i) = self.pack.as_ref()?;
+        let (pack, [i, _]) = self.pack.as_ref()?;
         let stacked = pack.stacked()?;
         let len = panels.len() * self.panel_bytes;
         let out = &mut Arc::get_mut(memory).expect("nobody else has it")[..len];

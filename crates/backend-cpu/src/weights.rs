@@ -153,13 +153,13 @@ impl Matrix {
         }
     }
 
-    /// Whether its panels must be repacked for the moment before they are read.
-    pub fn is_pending(&self) -> bool {
-        self.panels().is_some_and(Panels::is_pending)
+    /// Whether some of these panels must be repacked for the moment before they are read.
+    pub fn is_pending(&self, panels: &Range<usize>) -> bool {
+        self.panels().is_some_and(|of| of.is_pending(panels))
     }
 
     /// Some panels of a matrix that is not repacked yet, for the moment: in memory of which at least so many bytes are
-    /// taken anew where there are not enough. `None` where all is repacked.
+    /// taken anew where there are not enough. `None` where they are repacked.
     ///
     /// # Errors
     /// [`BackendError::OutOfMemory`]
@@ -169,7 +169,7 @@ impl Matrix {
         panels: Range<usize>,
         memory: &mut Option<Arc<Region>>,
     ) -> Result<Option<Self>> {
-        let Some(of) = self.panels().filter(|of| of.is_pending()) else { return Ok(None) };
+        let Some(of) = self.panels().filter(|of| of.is_pending(&panels)) else { return Ok(None) };
         let bytes = panels.len() * of.panel_bytes();
         let memory = match memory {
             Some(memory) if memory.len() >= bytes => memory,

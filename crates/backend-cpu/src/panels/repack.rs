@@ -24,7 +24,7 @@ pub(crate) struct Pack {
     panels: usize,
     next: AtomicUsize,
     broken: AtomicBool,
-    /// Nobody reads it before `done`.
+    /// Nobody reads a panel before it is repacked.
     memory: Arc<Region>,
 }
 
@@ -35,8 +35,9 @@ pub(super) struct Stacked {
     /// Bytes of a panel, and panels.
     pub panel_bytes: usize,
     pub panels: usize,
-    /// Where its panels start.
+    /// Where its panels start, and the number of the first one among those of all matrices.
     pub at: usize,
+    pub first: usize,
     /// Panels that are not done, of each [`PART_PANELS`].
     left: Vec<AtomicUsize>,
 }
@@ -81,6 +82,7 @@ impl Pack {
                 panel_bytes: panel_bytes(&scheme, tensor.cols),
                 panels: tensor.rows.div_ceil(PANEL_ROWS),
                 at: bytes,
+                first: panels,
                 left: parts_of(tensor.rows.div_ceil(PANEL_ROWS)),
             };
             bytes += of.panels * of.panel_bytes;
@@ -104,8 +106,9 @@ impl Pack {
         self.stacked.lock().unwrap_or_else(PoisonError::into_inner).clone()
     }
 
-    pub(super) fn is_done(&self) -> bool {
-        self.done.load(Ordering::Acquire)
+    /// Whether all panels before the one with this number are repacked. To be asked where nobody repacks.
+    pub(super) fn has(&self, panels: usize) -> bool {
+        self.done.load(Ordering::Acquire) || self.next.load(Ordering::Acquire) >= panels
     }
 
     pub(super) fn memory(&self) -> &Arc<Region> {
@@ -137,7 +140,7 @@ impl Pack {
     /// [`BackendError::Tensor`]: lingqu_backend::BackendError::Tensor
     pub fn run(&self, simd: Simd, team: &Team, until: Option<Instant>) -> Result<bool> {
         let Some(stacked) = self.stacked() else { return Ok(true) };
-        // SAFETY: nobody reads it before all is done, nor writes it but this call.
+        // SAFETY: nobody writes it but this call, nor reads panels that are not repacked.
         let shares = unsafe { self.memory.shares() };
         team.run_if_worth(self.memory.len(), |_, _| {
             let (mut first, mut of) = (0, stacked.iter());
@@ -167,6 +170,10 @@ impl Pack {
         }
         if self.broken.load(Ordering::Relaxed) {
             stacked.iter().try_for_each(|of| of.tensor.check_finite_scales())?;
+        }
+        if until.is_some() {
+            // Products may have read parts again that were given back.
+            stacked.iter().for_each(|of| of.tensor.data.release());
         }
         *self.stacked.lock().unwrap_or_else(PoisonError::into_inner) = None;
         self.done.store(true, Ordering::Release);
