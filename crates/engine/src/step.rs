@@ -110,7 +110,8 @@ impl StepLoop {
             idle = !self.step()?;
             if !settled {
                 // The slower steps still are, the more there is to gain.
-                let budget = (started.elapsed() * SETTLE_STEPS).max(SETTLE_MIN);
+                let alone = self.requests.is_empty();
+                let budget = if alone { SETTLE_MIN } else { SETTLE_MIN.max(started.elapsed() * SETTLE_STEPS) };
                 settled = self.backend.settle(budget).map_err(|error| EngineError::Weights(Arc::new(error)))?;
             }
         }
