@@ -7,8 +7,8 @@
 //! # Numerics
 //! The same bits come out on every instruction set, for any number of threads and whatever else is in the batch:
 //! what a row is worth is defined here, once, and not by who computes it.
-//! - **Weights** of block formats are repacked, 16 rows side by side, bit for bit, at load or after; floats stay in their
-//!   stored bytes and are decoded exactly, 256 values at a time.
+//! - **Weights** of block formats are repacked at load or after, 16 rows side by side, bit for bit; floats stay in
+//!   their stored bytes and are decoded exactly, 256 values at a time.
 //! - **Float weights** (F32 F16 BF16 FP8): activations in f32. A dot is spread over 16 lanes: lane `j` takes the
 //!   values `j, j + 16, ...` in order, each by one fused multiply-add; the lanes are added as a tree (`j` and `j + 8`,
 //!   `j + 4`, `j + 2`, `j + 1`). An FP8 weight is first multiplied by the scale of its block, rounded to f32.
