@@ -19,7 +19,6 @@ use crate::team::Team;
 pub(crate) struct Pack {
     /// `None` when all is repacked: their bytes are not read any more.
     stacked: Mutex<Option<Arc<Vec<Stacked>>>>,
-    done: AtomicBool,
     /// Panels of all matrices, and the next one that nobody has taken.
     panels: usize,
     next: AtomicUsize,
@@ -94,7 +93,6 @@ impl Pack {
         Ok(Arc::new(Self {
             memory: Arc::new(regions.take(&what, bytes)?),
             stacked: Mutex::new(Some(Arc::new(stacked))),
-            done: AtomicBool::new(false),
             panels,
             next: AtomicUsize::new(0),
             broken: AtomicBool::new(false),
@@ -108,7 +106,7 @@ impl Pack {
 
     /// Whether all panels before the one with this number are repacked. To be asked where nobody repacks.
     pub(super) fn has(&self, panels: usize) -> bool {
-        self.done.load(Ordering::Acquire) || self.next.load(Ordering::Acquire) >= panels
+        self.next.load(Ordering::Acquire) >= panels
     }
 
     pub(super) fn memory(&self) -> &Arc<Region> {
@@ -176,7 +174,6 @@ impl Pack {
             stacked.iter().for_each(|of| of.tensor.data.release());
         }
         *self.stacked.lock().unwrap_or_else(PoisonError::into_inner) = None;
-        self.done.store(true, Ordering::Release);
         Ok(true)
     }
 }

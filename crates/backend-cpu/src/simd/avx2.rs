@@ -2,33 +2,18 @@
 
 use std::arch::x86_64::*;
 
-use super::records::{BYTES, BYTES16, HALVES, HALVES_AND_ONE, TABLE, pairs, with_large};
+use super::records::{BYTES, BYTES16, TABLE, pairs};
 use super::records_avx2::{Half, halves};
-use super::steps::{self, Kernel, Step};
+use super::steps::{self, Step, kernels};
 use super::{CHUNK, Dots, FLOAT_ROWS, LANES, LaneSums, OCTET, PANEL_ROWS, QuantRows, Run, Sums};
-use crate::panels::{Plan, Record, Scheme};
+use crate::panels::{Plan, Record};
 
 /// # Safety
 /// `Run::check` must have passed.
 pub(super) unsafe fn run(run: Run<'_>, sums: &mut [Sums]) {
-    let scheme = &run.panels.scheme;
+    let kernels = kernels!(&run.panels.scheme, large, small);
     // SAFETY: the caller's; these are the kernels of the scheme.
-    unsafe { steps::run(run, [kernel::<1>(scheme), kernel::<2>(scheme), kernel::<4>(scheme)], sums) };
-}
-
-fn kernel<const N: usize>(scheme: &Scheme) -> Kernel {
-    if scheme.block == CHUNK {
-        return with_large!(scheme.plan, large[N]);
-    }
-    match (scheme.plan, scheme.mins) {
-        (Plan::Bytes, _) => small::<N, BYTES, false>,
-        (Plan::Halves, false) => small::<N, HALVES, false>,
-        (Plan::Halves, true) => small::<N, HALVES, true>,
-        (Plan::HalvesAndOne, false) => small::<N, HALVES_AND_ONE, false>,
-        (Plan::HalvesAndOne, true) => small::<N, HALVES_AND_ONE, true>,
-        (Plan::Table, _) => small::<N, TABLE, false>,
-        (plan, _) => unreachable!("small blocks with {plan:?}"),
-    }
+    unsafe { steps::run(run, kernels, sums) };
 }
 
 /// Lines whose products with activations are added up in 16 bits, two to a word: `lines * 2 * code * 127 < 32768`.

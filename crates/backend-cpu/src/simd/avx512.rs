@@ -3,34 +3,17 @@
 use std::arch::asm;
 use std::arch::x86_64::*;
 
-use super::records::{
-    BYTES, BYTES16, HALVES, HALVES_AND_ONE, Integers, Source, TABLE, code, halves, pairs, with_large,
-};
-use super::steps::{self, Kernel, Step};
+use super::records::{BYTES16, Integers, Source, code, halves, pairs};
+use super::steps::{self, Step, kernels};
 use super::{CHUNK, Dots, FLOAT_ROWS, LANES, LaneSums, OCTET, PANEL_ROWS, QuantRows, Run, Sums};
-use crate::panels::{Plan, Record, Scheme};
+use crate::panels::Record;
 
 /// # Safety
 /// `Run::check` must have passed.
 pub(super) unsafe fn run(run: Run<'_>, sums: &mut [Sums]) {
-    let scheme = &run.panels.scheme;
+    let kernels = kernels!(&run.panels.scheme, large, small);
     // SAFETY: the caller's; these are the kernels of the scheme.
-    unsafe { steps::run(run, [kernel::<1>(scheme), kernel::<2>(scheme), kernel::<4>(scheme)], sums) };
-}
-
-fn kernel<const N: usize>(scheme: &Scheme) -> Kernel {
-    if scheme.block == CHUNK {
-        return with_large!(scheme.plan, large[N]);
-    }
-    match (scheme.plan, scheme.mins) {
-        (Plan::Bytes, _) => small::<N, BYTES, false>,
-        (Plan::Halves, false) => small::<N, HALVES, false>,
-        (Plan::Halves, true) => small::<N, HALVES, true>,
-        (Plan::HalvesAndOne, false) => small::<N, HALVES_AND_ONE, false>,
-        (Plan::HalvesAndOne, true) => small::<N, HALVES_AND_ONE, true>,
-        (Plan::Table, _) => small::<N, TABLE, false>,
-        (plan, _) => unreachable!("small blocks with {plan:?}"),
-    }
+    unsafe { steps::run(run, kernels, sums) };
 }
 
 /// Adds the dots of a line of codes with four activations of each row, `4 I` from where `x` points.

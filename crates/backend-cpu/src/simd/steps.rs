@@ -10,6 +10,31 @@ const STRIP_ROWS_MAX: usize = 4;
 /// and `Run::check` must have passed for the step and these rows.
 pub(super) type Kernel = unsafe fn(&Step<'_>, &[u32], &mut [Sums]);
 
+/// The kernels of a scheme for 1, 2 and 4 rows: `$large::<N, PLAN, SCALES>` or `$small::<N, PLAN, MINS>`.
+macro_rules! kernels {
+    ($scheme:expr, $large:ident, $small:ident) => {{
+        fn kernel<const N: usize>(scheme: &crate::panels::Scheme) -> crate::simd::steps::Kernel {
+            use crate::panels::Plan;
+            use crate::simd::records::{BYTES, HALVES, HALVES_AND_ONE, TABLE, with_large};
+            if scheme.block == crate::simd::CHUNK {
+                return with_large!(scheme.plan, $large[N]);
+            }
+            match (scheme.plan, scheme.mins) {
+                (Plan::Bytes, _) => $small::<N, BYTES, false>,
+                (Plan::Halves, false) => $small::<N, HALVES, false>,
+                (Plan::Halves, true) => $small::<N, HALVES, true>,
+                (Plan::HalvesAndOne, false) => $small::<N, HALVES_AND_ONE, false>,
+                (Plan::HalvesAndOne, true) => $small::<N, HALVES_AND_ONE, true>,
+                (Plan::Table, _) => $small::<N, TABLE, false>,
+                (plan, _) => unreachable!("small blocks with {plan:?}"),
+            }
+        }
+        let scheme = $scheme;
+        [kernel::<1>(scheme), kernel::<2>(scheme), kernel::<4>(scheme)]
+    }};
+}
+pub(super) use kernels;
+
 /// One record of a run, or several of one panel that follow each other.
 pub(super) struct Step<'a> {
     pub x: QuantRows<'a>,
