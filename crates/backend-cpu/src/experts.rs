@@ -2,15 +2,15 @@
 
 use lingqu_backend::{ExpertWeights, FfnWeights, Routing, View, ViewMut};
 
-use crate::Core;
 use crate::activations::Wanted;
 use crate::isa::per_isa;
 use crate::linear::{Job, RowSet, run_jobs};
 use crate::memory::{Routed, Source, Target};
 use crate::team::{Shares, share};
 use crate::weights::{Experts, Gated};
+use crate::{Core, Result};
 
-pub(crate) fn ffn(core: &Core, x: View<'_>, weights: &FfnWeights, out: ViewMut<'_>) {
+pub(crate) fn ffn(core: &Core, x: View<'_>, weights: &FfnWeights, out: ViewMut<'_>) -> Result<()> {
     let (x, out) = (Source::of(x), Target::of(out).flattened());
     assert!(x.width() == weights.hidden && out.len == weights.hidden && x.rows == out.rows, "shapes of a feed-forward");
     let gated = weights.storage::<Gated>();
@@ -34,13 +34,13 @@ pub(crate) fn ffn(core: &Core, x: View<'_>, weights: &FfnWeights, out: ViewMut<'
         out_offset: 0,
         adds: false,
     };
-    run_jobs(core, &[job], &mut scratch.products, &mut scratch.inner[..inner], weights.intermediate);
+    run_jobs(core, &[job], &mut scratch.products, &mut scratch.inner[..inner], weights.intermediate)?;
     let inner = Source::packed(&scratch.inner[..inner], x.rows, weights.intermediate);
     scratch.products.x.prepare(core.simd, &core.team, inner, gated.down.wanted(), core.precision);
     let down = &gated.down;
     let job =
         Job { matrix: down, up: None, bias: &[], x_rows: rows, out_rows: rows, out_offset: out.offset, adds: false };
-    run_jobs(core, &[job], &mut scratch.products, out.values, out.row_stride);
+    run_jobs(core, &[job], &mut scratch.products, out.values, out.row_stride)
 }
 
 /// Slots of a routing in the order of their experts.
@@ -81,7 +81,13 @@ impl Grouped {
     }
 }
 
-pub(crate) fn experts(core: &Core, x: View<'_>, routing: &Routing, weights: &ExpertWeights, out: ViewMut<'_>) {
+pub(crate) fn experts(
+    core: &Core,
+    x: View<'_>,
+    routing: &Routing,
+    weights: &ExpertWeights,
+    out: ViewMut<'_>,
+) -> Result<()> {
     let (x, out) = (Source::of(x), Target::of(out).flattened());
     let (hidden, intermediate, top_k) = (weights.hidden, weights.intermediate, routing.top_k());
     assert!(x.width() == hidden && out.len == hidden, "shapes of experts");
@@ -114,7 +120,7 @@ pub(crate) fn experts(core: &Core, x: View<'_>, routing: &Routing, weights: &Exp
         out_offset: 0,
         adds: false,
     });
-    run_jobs(core, &gate_up.collect::<Vec<_>>(), &mut scratch.products, inner, intermediate);
+    run_jobs(core, &gate_up.collect::<Vec<_>>(), &mut scratch.products, inner, intermediate)?;
 
     let of_inner = Source::packed(inner, slots, intermediate);
     scratch.products.x.prepare(core.simd, &core.team, of_inner, wanted(|e| e.down.wanted()), core.precision);
@@ -129,8 +135,9 @@ pub(crate) fn experts(core: &Core, x: View<'_>, routing: &Routing, weights: &Exp
         out_offset: 0,
         adds: false,
     });
-    run_jobs(core, &down.collect::<Vec<_>>(), &mut scratch.products, outer, hidden);
+    run_jobs(core, &down.collect::<Vec<_>>(), &mut scratch.products, outer, hidden)?;
     sum_slots(core, Source::packed(outer, slots, hidden), &routed.weights[..slots], out);
+    Ok(())
 }
 
 pub(crate) fn combine(core: &Core, y: View<'_>, routing: &Routing, out: ViewMut<'_>) {

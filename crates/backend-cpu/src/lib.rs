@@ -268,7 +268,7 @@ impl Backend for CpuBackend {
     }
 
     fn upload_embedding(&self, tensor: &HostTensor) -> Result<Weight> {
-        weights::upload_embedding(tensor)
+        weights::upload_embedding(self.core.packer(), tensor)
     }
 
     fn upload_linear(&self, source: LinearSource<'_>) -> Result<Weight> {
@@ -303,8 +303,7 @@ impl Backend for CpuBackend {
     }
 
     fn embed(&self, step: &Step, table: &Weight, out: ViewMut<'_>) -> Result<()> {
-        step::embed(&self.core, step, table, out);
-        Ok(())
+        step::embed(&self.core, step, table, out)
     }
 
     fn rms_norm(&self, x: View<'_>, weight: &Weight, eps: f32, out: ViewMut<'_>) -> Result<()> {
@@ -313,13 +312,11 @@ impl Backend for CpuBackend {
     }
 
     fn linear(&self, x: View<'_>, weight: &Weight, out: ViewMut<'_>) -> Result<()> {
-        linear::linear(&self.core, x, weight, out);
-        Ok(())
+        linear::linear(&self.core, x, weight, out)
     }
 
     fn linear_heads(&self, x: View<'_>, weight: &Weight, out: ViewMut<'_>) -> Result<()> {
-        linear::linear_heads(&self.core, x, weight, out);
-        Ok(())
+        linear::linear_heads(&self.core, x, weight, out)
     }
 
     fn rope(&self, step: &Step, x: View<'_>, table: &Weight, pairing: RopePairing, out: ViewMut<'_>) -> Result<()> {
@@ -338,13 +335,11 @@ impl Backend for CpuBackend {
     }
 
     fn ffn(&self, x: View<'_>, weights: &FfnWeights, out: ViewMut<'_>) -> Result<()> {
-        experts::ffn(&self.core, x, weights, out);
-        Ok(())
+        experts::ffn(&self.core, x, weights, out)
     }
 
     fn add_low_rank(&self, x: View<'_>, adapted: &[AdaptedRows<'_>], out: ViewMut<'_>) -> Result<()> {
-        low_rank::add_low_rank(&self.core, x, adapted, out);
-        Ok(())
+        low_rank::add_low_rank(&self.core, x, adapted, out)
     }
 
     fn ffn_adapted(
@@ -354,8 +349,7 @@ impl Backend for CpuBackend {
         adapted: &[AdaptedFfn<'_>],
         out: ViewMut<'_>,
     ) -> Result<()> {
-        low_rank::ffn(&self.core, x, weights, adapted, out);
-        Ok(())
+        low_rank::ffn(&self.core, x, weights, adapted, out)
     }
 
     fn route(&self, logits: View<'_>, bias: Option<&Weight>, spec: &RouteSpec, out: &mut Routing) -> Result<()> {
@@ -364,8 +358,7 @@ impl Backend for CpuBackend {
     }
 
     fn experts(&self, x: View<'_>, routing: &Routing, weights: &ExpertWeights, out: ViewMut<'_>) -> Result<()> {
-        experts::experts(&self.core, x, routing, weights, out);
-        Ok(())
+        experts::experts(&self.core, x, routing, weights, out)
     }
 
     fn combine(&self, y: View<'_>, routing: &Routing, out: ViewMut<'_>) -> Result<()> {

@@ -4,8 +4,8 @@
 //! A thread never shares an output with another: the dimension that is summed over is not split.
 
 use std::ops::Range;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Arc, OnceLock};
 
 use lingqu_backend::{View, ViewMut, Weight};
 
@@ -22,7 +22,7 @@ use crate::team::Shares;
 use crate::tiles::{self, Arranged};
 use crate::unpack;
 use crate::weights::{Heads, Linear, Matrix, Stored, padded};
-use crate::{Core, Products};
+use crate::{Core, Products, Result};
 
 /// Rows of activations that meet a panel before the next one is read.
 const ROWS_MAX: usize = 128;
@@ -160,7 +160,16 @@ impl PanelScratch {
 
 /// Runs jobs over the same activations and output matrix `[.., out_stride]`, shared among the team by cost. The
 /// outputs of different jobs must not overlap.
-pub(crate) fn run_jobs(core: &Core, jobs: &[Job<'_>], products: &mut Products, out: &mut [f32], out_stride: usize) {
+///
+/// # Errors
+/// As [`Matrix::part`], for weights that are not repacked yet.
+pub(crate) fn run_jobs(
+    core: &Core,
+    jobs: &[Job<'_>],
+    products: &mut Products,
+    out: &mut [f32],
+    out_stride: usize,
+) -> Result<()> {
     let Products { x, arranged } = products;
     arranged.prepare(core, jobs, x);
     let (x, arranged) = (&*x, &*arranged);
@@ -168,7 +177,7 @@ pub(crate) fn run_jobs(core: &Core, jobs: &[Job<'_>], products: &mut Products, o
     let total: usize = jobs.iter().enumerate().map(|(i, job)| job.panels() * cost_of((i, job))).sum();
     let out = Output { values: Shares::new(out), stride: out_stride };
     let ends = pieces(total, core.team.members());
-    let next = AtomicUsize::new(0);
+    let (next, failed) = (AtomicUsize::new(0), OnceLock::new());
     // A value there is worth some cycles.
     core.team.run_if_worth(total / 4, |member, _| {
         let scratch = &mut core.worker(member).panels;
@@ -185,10 +194,13 @@ pub(crate) fn run_jobs(core: &Core, jobs: &[Job<'_>], products: &mut Products, o
                 };
                 let (first, last) = (at(low), at(high));
                 base += panels * cost;
-                run_panels(core, job, first..last, (x, arranged, i), scratch, out);
+                if let Err(error) = run_panels(core, job, first..last, (x, arranged, i), scratch, out) {
+                    _ = failed.set(error); // one will do
+                }
             }
         }
     });
+    failed.into_inner().map_or(Ok(()), Err)
 }
 
 /// Some panels of job `i`: those of a matrix that is not repacked yet are, some at a time, for the moment.
@@ -199,27 +211,26 @@ fn run_panels(
     inputs: (&Activations, &Arranged, usize),
     scratch: &mut PanelScratch,
     out: Output,
-) {
+) -> Result<()> {
     let pending = [Some(job.matrix), job.up].into_iter().flatten().filter(|m| m.is_pending(&panels));
     let Some(panel_bytes) = pending.filter_map(Matrix::panels).map(Panels::panel_bytes).max() else {
-        return run_packed_panels(core, job, panels, inputs, scratch, out);
+        run_packed_panels(core, job, panels, inputs, scratch, out);
+        return Ok(());
     };
     let at_once = (PENDING_BYTES / panel_bytes).max(1).next_multiple_of(STREAMS);
     for first in panels.clone().step_by(at_once) {
         let some = first..panels.end.min(first + at_once);
         let mut memory = std::mem::take(&mut scratch.pending);
         let [of_matrix, of_up] = &mut memory;
-        let part = |matrix: &Matrix, memory| {
-            let part = matrix.part(core.packer(), some.clone(), memory);
-            part.expect("some MB of memory")
-        };
-        let matrix = part(job.matrix, of_matrix);
-        let up = job.up.and_then(|up| part(up, of_up));
+        let part = |matrix: &Matrix, memory| matrix.part(core.packer(), some.clone(), memory);
+        let matrix = part(job.matrix, of_matrix)?;
+        let up = job.up.map_or(Ok(None), |up| part(up, of_up))?;
         let of_some = Job { matrix: matrix.as_ref().unwrap_or(job.matrix), up: up.as_ref().or(job.up), ..*job };
         run_packed_panels(core, &of_some, some, inputs, scratch, out);
         drop((matrix, up));
         scratch.pending = memory;
     }
+    Ok(())
 }
 
 fn run_packed_panels(
@@ -366,7 +377,7 @@ fn float_dots(
     }
 }
 
-pub(crate) fn linear(core: &Core, x: View<'_>, weight: &Weight, out: ViewMut<'_>) {
+pub(crate) fn linear(core: &Core, x: View<'_>, weight: &Weight, out: ViewMut<'_>) -> Result<()> {
     let (x, out) = (Source::of(x), Target::of(out).flattened());
     let layer = weight.storage::<Linear>();
     assert!(x.width() == weight.cols && out.len == weight.rows && x.rows == out.rows, "shapes of a linear layer");
@@ -385,10 +396,10 @@ pub(crate) fn linear(core: &Core, x: View<'_>, weight: &Weight, out: ViewMut<'_>
             Job { matrix, up: None, bias, x_rows: rows, out_rows: rows, out_offset, adds: false }
         })
         .collect();
-    run_jobs(core, &jobs, &mut scratch.products, out.values, out.row_stride);
+    run_jobs(core, &jobs, &mut scratch.products, out.values, out.row_stride)
 }
 
-pub(crate) fn linear_heads(core: &Core, x: View<'_>, weight: &Weight, out: ViewMut<'_>) {
+pub(crate) fn linear_heads(core: &Core, x: View<'_>, weight: &Weight, out: ViewMut<'_>) -> Result<()> {
     let (x, out) = (Source::of(x), Target::of(out));
     let Heads(heads) = weight.storage();
     let shapes = [x.heads, out.heads, x.len, out.len, out.rows];
@@ -413,5 +424,5 @@ pub(crate) fn linear_heads(core: &Core, x: View<'_>, weight: &Weight, out: ViewM
             adds: false,
         })
         .collect();
-    run_jobs(core, &jobs, &mut scratch.products, out.values, out.row_stride);
+    run_jobs(core, &jobs, &mut scratch.products, out.values, out.row_stride)
 }

@@ -53,11 +53,11 @@ fn add(
     adapted: &[AdaptedRows<'_>],
     (products, inner): (&mut Products, &mut Vec<f32>),
     out: Target<'_>,
-) {
+) -> Result<()> {
     let adapted = || adapted.iter().filter(|a| !a.rows.is_empty());
     let rank = adapted().map(|a| a.change.rank).max().unwrap_or(0);
     if rank == 0 {
-        return;
+        return Ok(());
     }
     // Each change and the first of its rows in `inner`.
     let (mut changes, mut slots) = (Vec::new(), 0);
@@ -81,7 +81,7 @@ fn add(
             Job { matrix: a, up: None, bias: &[], x_rows, out_rows, out_offset: 0, adds: false }
         })
         .collect();
-    run_jobs(core, &jobs, products, inner, rank);
+    run_jobs(core, &jobs, products, inner, rank)?;
     for &(Change { scale, .. }, rows, first) in &changes {
         inner[first * rank..][..rows.len() * rank].iter_mut().for_each(|v| *v *= scale);
     }
@@ -93,18 +93,24 @@ fn add(
             Job { matrix: b, up: None, bias: &[], x_rows, out_rows, out_offset, adds: true }
         })
         .collect();
-    run_jobs(core, &jobs, products, out.values, out.row_stride);
+    run_jobs(core, &jobs, products, out.values, out.row_stride)
 }
 
-pub(crate) fn add_low_rank(core: &Core, x: View<'_>, adapted: &[AdaptedRows<'_>], out: ViewMut<'_>) {
+pub(crate) fn add_low_rank(core: &Core, x: View<'_>, adapted: &[AdaptedRows<'_>], out: ViewMut<'_>) -> Result<()> {
     let (x, out) = (Source::of(x), Target::of(out).flattened());
     assert_eq!(x.rows, out.rows, "rows of a change");
     let OpScratch { products, low_rank, .. } = &mut *core.scratch();
-    add(core, x, adapted, (products, low_rank), out);
+    add(core, x, adapted, (products, low_rank), out)
 }
 
 /// As `ffn`, but gate and up are kept apart until the changes are added.
-pub(crate) fn ffn(core: &Core, x: View<'_>, weights: &FfnWeights, adapted: &[AdaptedFfn<'_>], out: ViewMut<'_>) {
+pub(crate) fn ffn(
+    core: &Core,
+    x: View<'_>,
+    weights: &FfnWeights,
+    adapted: &[AdaptedFfn<'_>],
+    out: ViewMut<'_>,
+) -> Result<()> {
     let (x, out) = (Source::of(x), Target::of(out).flattened());
     let (hidden, intermediate) = (weights.hidden, weights.intermediate);
     assert!(x.width() == hidden && out.len == hidden && x.rows == out.rows, "shapes of a feed-forward");
@@ -122,10 +128,10 @@ pub(crate) fn ffn(core: &Core, x: View<'_>, weights: &FfnWeights, adapted: &[Ada
     let inner = &mut inner[..x.rows * stride]; // [rows, gate and up]
     let job =
         |matrix, out_offset| Job { matrix, up: None, bias: &[], x_rows: rows, out_rows: rows, out_offset, adds: false };
-    run_jobs(core, &[job(gate, 0), job(up, intermediate)], products, inner, stride);
+    run_jobs(core, &[job(gate, 0), job(up, intermediate)], products, inner, stride)?;
     let (heads, len, offset) = (1, stride, 0);
     let both = Target { values: inner, rows: x.rows, heads, len, row_stride: stride, head_stride: stride, offset };
-    add(core, x, &changed(|a| a.gate_up), (products, low_rank), both);
+    add(core, x, &changed(|a| a.gate_up), (products, low_rank), both)?;
     let shares = Shares::new(inner);
     core.team.run_if_worth(x.rows * intermediate, |member, members| {
         for row in share(x.rows, member, members) {
@@ -137,6 +143,6 @@ pub(crate) fn ffn(core: &Core, x: View<'_>, weights: &FfnWeights, adapted: &[Ada
 
     let inner = Source::strided(inner, x.rows, intermediate, stride);
     products.x.prepare(core.simd, &core.team, inner, down.wanted(), core.precision);
-    run_jobs(core, &[job(down, out.offset)], products, out.values, out.row_stride);
-    add(core, inner, &changed(|a| a.down), (products, low_rank), out);
+    run_jobs(core, &[job(down, out.offset)], products, out.values, out.row_stride)?;
+    add(core, inner, &changed(|a| a.down), (products, low_rank), out)
 }

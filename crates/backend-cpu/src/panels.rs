@@ -233,7 +233,8 @@ impl Panels {
     /// each, once it is done, that they are not read any more.
     ///
     /// # Errors
-    /// [`BackendError::OutOfMemory`]; [`BackendError::Tensor`] for a scale that is NaN or infinite.
+    /// [`BackendError::OutOfMemory`]; where it is done now, [`BackendError::Tensor`] for a scale that is NaN or
+    /// infinite.
     ///
     /// [`BackendError::OutOfMemory`]: lingqu_backend::BackendError::OutOfMemory
     /// [`BackendError::Tensor`]: lingqu_backend::BackendError::Tensor
@@ -243,10 +244,7 @@ impl Panels {
         let stacked = pack.stacked().expect("nothing is done");
         match later {
             None => _ = pack.run(simd, team, None)?,
-            Some(later) => {
-                pack.check(team)?;
-                later.add(&pack);
-            }
+            Some(later) => later.add(&pack),
         }
         let of = stacked.iter().enumerate().map(|(i, of)| Self {
             scheme: of.scheme,
@@ -271,19 +269,24 @@ impl Panels {
         self.panel_bytes
     }
 
-    /// Some panels of a matrix that is not repacked yet, in memory that is lent; none else may have it.
-    pub fn part(&self, simd: Simd, panels: Range<usize>, memory: &mut Arc<Region>) -> Option<Self> {
-        let (pack, [i, _]) = self.pack.as_ref()?;
-        let stacked = pack.stacked()?;
+    /// Some panels of a matrix that is not repacked yet, in memory that is lent; none else may have it. `None` where
+    /// they are repacked.
+    ///
+    /// # Errors
+    /// [`BackendError::Tensor`](lingqu_backend::BackendError::Tensor) for a scale that is NaN or infinite.
+    pub fn part(&self, simd: Simd, panels: Range<usize>, memory: &mut Arc<Region>) -> Result<Option<Self>> {
+        let Some((pack, [i, _])) = self.pack.as_ref() else { return Ok(None) };
+        let Some(stacked) = pack.stacked() else { return Ok(None) };
         let len = panels.len() * self.panel_bytes;
         let out = &mut Arc::get_mut(memory).expect("nobody else has it")[..len];
         for (number, out) in panels.clone().zip(out.chunks_exact_mut(self.panel_bytes)) {
-            // That scales are numbers was seen at upload.
-            stacked[*i].pack(simd, number, out);
+            if !stacked[*i].pack(simd, number, out) {
+                stacked[*i].tensor.check_finite_scales()?;
+            }
         }
         let Self { scheme, cols, panel_bytes, record_bytes, .. } = *self;
         let (memory, range, first) = (memory.clone(), 0..len, panels.start);
-        Some(Self { scheme, cols, panel_bytes, record_bytes, memory, range, first, pack: None })
+        Ok(Some(Self { scheme, cols, panel_bytes, record_bytes, memory, range, first, pack: None }))
     }
 
     pub fn bytes(&self) -> usize {
@@ -373,6 +376,10 @@ pub(crate) const IQ4_OFFSET: [u8; 16] = {
 
 #[cfg(test)]
 mod tests {
+    use std::time::{Duration, Instant};
+
+    use lingqu_backend::BackendError;
+
     use super::*;
     use crate::region::Regions;
     use crate::team::Team;
@@ -390,13 +397,23 @@ mod tests {
             data[row + at..row + at + 2].copy_from_slice(&[0x01, 0xfc]);
             bad.data = data.into();
             bad.name = "blk.0.bad".into();
+            let refused = |error: Option<BackendError>| {
+                let error = error.expect("a broken scale").to_string();
+                assert!(error.contains("blk.0.bad") && error.contains("row 33"), "{format}: {error}");
+            };
             for simd in testing::every_simd() {
-                for later in [None, Some(&Later::default())] {
-                    let packer = Packer { simd, team, regions, later };
-                    assert_eq!(Panels::pack(packer, &[&good, &good]).unwrap().len(), 2);
-                    let error = Panels::pack(packer, &[&good, &bad]).err().expect("a broken scale").to_string();
-                    assert!(error.contains("blk.0.bad") && error.contains("row 33"), "{format}: {error}");
-                }
+                let packer = Packer { simd, team, regions, later: None };
+                assert_eq!(Panels::pack(packer, &[&good, &good]).unwrap().len(), 2);
+                refused(Panels::pack(packer, &[&good, &bad]).err());
+                // Later: by who needs the panel, and by who repacks it, before anybody can read it.
+                let later = Later::default();
+                let packed = Panels::pack(Packer { later: Some(&later), ..packer }, &[&good, &bad]).unwrap();
+                let mut memory = Arc::new(regions.take("panels", packed[1].panel_bytes()).unwrap());
+                assert!(packed[1].part(simd, 1..2, &mut memory).unwrap().is_some());
+                refused(packed[1].part(simd, 2..3, &mut memory).err());
+                assert!(packed[0].part(simd, 2..3, &mut memory).unwrap().is_some());
+                let a_minute = Instant::now() + Duration::from_secs(60);
+                refused(later.settle(simd, team, a_minute).err());
             }
         }
     }

@@ -1,12 +1,14 @@
 //! One step's tokens, positions and block tables; the rows of an embedding and of the wanted logits.
 
+use std::sync::OnceLock;
+
 use lingqu_backend::{Step, View, ViewMut, Weight};
 use lingqu_types::{Batch, SequenceSlice, TokenId};
 
-use crate::Core;
 use crate::memory::{Source, Target};
 use crate::team::{Shares, share};
 use crate::weights::Embedding;
+use crate::{Core, Result};
 
 /// Storage of a [`Step`].
 pub(crate) struct StepTables {
@@ -37,19 +39,23 @@ pub(crate) fn begin(batch: &Batch, block_tokens: usize) -> Step {
     Step::new(batch.rows(), batch.logit_rows.len(), tables)
 }
 
-pub(crate) fn embed(core: &Core, step: &Step, table: &Weight, out: ViewMut<'_>) {
+pub(crate) fn embed(core: &Core, step: &Step, table: &Weight, out: ViewMut<'_>) -> Result<()> {
     let tables = step.storage::<StepTables>();
     let matrix = table.storage::<Embedding>();
     let Target { rows, len, row_stride, offset, values, .. } = Target::of(out).flattened();
     assert!(rows == tables.tokens.len() && len == table.cols, "shapes of an embedding");
-    let out = Shares::new(values);
+    let (out, failed) = (Shares::new(values), OnceLock::new());
     core.team.run_if_worth(rows * len, |member, members| {
         for row in share(rows, member, members) {
             let start = row * row_stride + offset;
             // SAFETY: each row is one member's.
-            matrix.decode_row(tables.tokens[row] as usize, unsafe { out.part(start..start + len) });
+            let out = unsafe { out.part(start..start + len) };
+            if let Err(error) = matrix.decode_row(tables.tokens[row] as usize, out) {
+                _ = failed.set(error); // one will do
+            }
         }
     });
+    failed.into_inner().map_or(Ok(()), Err)
 }
 
 pub(crate) fn gather_logit_rows(step: &Step, x: View<'_>, out: ViewMut<'_>) {

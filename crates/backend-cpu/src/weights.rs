@@ -40,6 +40,8 @@ pub(crate) struct Stored {
 /// Storage of an embedding.
 pub(crate) struct Embedding {
     stored: Stored,
+    /// Whether all its numbers were looked at when it was uploaded. Else those of a row are when it is.
+    checked: bool,
     /// Rows that were looked up since the memory of a mapped file was given back.
     looked_up: AtomicUsize,
 }
@@ -50,12 +52,19 @@ const LOOKED_UP_MAX: usize = 64;
 
 impl Embedding {
     /// One row as f32.
-    pub fn decode_row(&self, row: usize, out: &mut [f32]) {
+    ///
+    /// # Errors
+    /// [`BackendError::Tensor`] for a number that is NaN or infinite.
+    pub fn decode_row(&self, row: usize, out: &mut [f32]) -> Result<()> {
+        if !self.checked {
+            self.stored.tensor.check_finite_rows(row..row + 1)?;
+        }
         self.stored.decode_row(row, out);
         if self.looked_up.fetch_add(1, Ordering::Relaxed) + 1 == LOOKED_UP_MAX {
             self.looked_up.store(0, Ordering::Relaxed);
             self.stored.tensor.data.release();
         }
+        Ok(())
     }
 }
 
@@ -162,7 +171,7 @@ impl Matrix {
     /// taken anew where there are not enough. `None` where they are repacked.
     ///
     /// # Errors
-    /// [`BackendError::OutOfMemory`]
+    /// [`BackendError::OutOfMemory`]; as [`Panels::part`].
     pub fn part(
         &self,
         packer: Packer<'_>,
@@ -175,7 +184,7 @@ impl Matrix {
             Some(memory) if memory.len() >= bytes => memory,
             other => other.insert(Arc::new(packer.regions.take("weights that are not repacked yet", bytes)?)),
         };
-        let part = of.part(packer.simd, panels, memory);
+        let part = of.part(packer.simd, panels, memory)?;
         Ok(part.map(|part| Self { rows: self.rows, cols: self.cols, values: Values::Blocks(part) }))
     }
 
@@ -200,8 +209,16 @@ impl Matrix {
 }
 
 impl Stored {
+    /// # Errors
+    /// [`BackendError::Tensor`] for a number that is NaN or infinite, and for FP8 without its scales.
     pub fn new(tensor: &HostTensor) -> Result<Self> {
-        tensor.check_finite_scales()?;
+        tensor.check_finite_rows(0..tensor.rows)?;
+        Self::unchecked(tensor)
+    }
+
+    /// The same where nobody has looked at the values.
+    fn unchecked(tensor: &HostTensor) -> Result<Self> {
+        tensor.check_finite_block_scales()?;
         let scales = tensor.scales.as_ref().map(|scales| Scales {
             values: scales.data.as_slice().as_chunks().0.iter().map(|b| f32::from_le_bytes(*b)).collect(),
             rows_per_block: scales.rows_per_block,
@@ -285,11 +302,12 @@ pub(crate) fn upload_table(tensor: &HostTensor) -> Result<Weight> {
     Ok(Weight::new([1, tensor.rows, tensor.cols], values.len() * 4, Table(values)))
 }
 
-pub(crate) fn upload_embedding(tensor: &HostTensor) -> Result<Weight> {
-    let stored = Stored::new(tensor)?;
-    tensor.data.release(); // the check read all of it; a step reads a row for each token
+pub(crate) fn upload_embedding(packer: Packer<'_>, tensor: &HostTensor) -> Result<Weight> {
+    let checked = packer.later.is_none();
+    let stored = if checked { Stored::new(tensor) } else { Stored::unchecked(tensor) }?;
+    tensor.data.release(); // a check reads all of it; a step reads a row for each token
     let bytes = stored.bytes();
-    Ok(Weight::new([1, tensor.rows, tensor.cols], bytes, Embedding { stored, looked_up: AtomicUsize::new(0) }))
+    Ok(Weight::new([1, tensor.rows, tensor.cols], bytes, Embedding { stored, checked, looked_up: AtomicUsize::new(0) }))
 }
 
 pub(crate) fn upload_linear(packer: Packer<'_>, source: LinearSource<'_>) -> Result<Weight> {
@@ -375,16 +393,37 @@ mod tests {
     fn an_embedding_gives_its_pages_back_now_and_then() {
         let mut tensor = testing::weights(1, Format::Q4K, [8, 256]);
         let want = testing::decoded(&tensor);
+        let (team, regions) = (&Team::new(1).unwrap(), &Regions::default());
+        let packer = Packer { simd: testing::every_simd()[0], team, regions, later: None };
         let released = Arc::new(AtomicUsize::new(0));
         tensor.data = Bytes::new(Arc::new(Counted(tensor.data.as_slice().to_vec(), released.clone())));
-        let weight = upload_embedding(&tensor).unwrap();
+        let weight = upload_embedding(packer, &tensor).unwrap();
         assert_eq!(released.load(Ordering::Relaxed), 1, "after the check");
         let embedding = weight.storage::<Embedding>();
         let mut row = vec![0.0; 256];
         for i in 0..2 * LOOKED_UP_MAX {
-            embedding.decode_row(i % 8, &mut row);
+            embedding.decode_row(i % 8, &mut row).unwrap();
             assert_eq!(row, want[i % 8 * 256..][..256]);
             assert_eq!(released.load(Ordering::Relaxed), 1 + (i + 1) / LOOKED_UP_MAX, "after {} rows", i + 1);
+        }
+    }
+
+    #[test]
+    fn a_row_of_an_embedding_that_is_no_number_is_refused_at_upload_or_when_it_is_looked_up() {
+        let (team, regions, later) = (&Team::new(1).unwrap(), &Regions::default(), &Later::default());
+        let packer = Packer { simd: testing::every_simd()[0], team, regions, later: None };
+        let mut tensor = testing::weights(1, Format::Q4K, [8, 256]);
+        let mut data = tensor.data.as_slice().to_vec();
+        data[5 * tensor.row_bytes() + 2..][..2].copy_from_slice(&[0x01, 0xfc]);
+        tensor.data = data.into();
+        assert!(upload_embedding(packer, &tensor).err().expect("a broken scale").to_string().contains("row 5"));
+        let weight = upload_embedding(Packer { later: Some(later), ..packer }, &tensor).unwrap();
+        let (embedding, mut row) = (weight.storage::<Embedding>(), vec![0.0; 256]);
+        for number in 0..8 {
+            match embedding.decode_row(number, &mut row) {
+                Ok(()) => assert_ne!(number, 5),
+                Err(error) => assert!(number == 5 && error.to_string().contains("row 5"), "{error}"),
+            }
         }
     }
 }

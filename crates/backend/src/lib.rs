@@ -65,7 +65,8 @@ pub struct Capabilities {
     pub weight_formats: Vec<Format>,
     /// The host may read buffers without a copy.
     pub host_memory: bool,
-    /// Uploads refuse weights that are NaN or infinite by themselves, so that nobody need look at them before.
+    /// Weights that are NaN or infinite are refused by uploads, or by [`Backend::settle`] and each op that would need
+    /// them, so that nobody need look at them before.
     pub checks_numbers: bool,
 }
 

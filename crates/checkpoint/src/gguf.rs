@@ -5,11 +5,13 @@
 
 mod ggml_type;
 mod split;
+mod strings;
 mod value;
 
 use std::collections::{BTreeMap, HashSet};
 
 pub use split::{only_gguf, open_set};
+pub use strings::GgufStrings;
 pub use value::{FromGguf, GgufArray, GgufMetadata, GgufValue};
 
 use crate::error::{CheckpointError, shown};

@@ -19,5 +19,5 @@ mod tensors;
 
 pub use checkpoint::{Checkpoint, Source};
 pub use error::CheckpointError;
-pub use gguf::{FromGguf, GgufArray, GgufMetadata, GgufValue};
+pub use gguf::{FromGguf, GgufArray, GgufMetadata, GgufStrings, GgufValue};
 pub use tensors::TensorInfo;

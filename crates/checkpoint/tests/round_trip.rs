@@ -58,7 +58,8 @@ fn gguf_metadata_is_typed() {
         assert_eq!(meta.f32("tiny.rope.freq_base").unwrap(), Some(10000.0));
         assert_eq!(meta.bool("tiny.flag").unwrap(), Some(true));
         assert_eq!(meta.str("general.name").unwrap(), Some("小模型"));
-        assert_eq!(meta.str_array("tokenizer.ggml.tokens").unwrap().unwrap(), ["a", "", "灵渠"]);
+        let tokens = meta.str_array("tokenizer.ggml.tokens").unwrap().unwrap();
+        assert_eq!((tokens.len(), tokens.iter().collect::<Vec<_>>()), (3, vec!["a", "", "灵渠"]));
         assert_eq!(meta.u32_array("tokenizer.ggml.token_type").unwrap().unwrap(), [1, 3, 1]);
         assert_eq!(meta.f32_array("tiny.scales").unwrap().unwrap(), [0.5, -2.0]);
         assert_eq!(meta.get("tiny.small"), Some(&GgufValue::U16(7)));

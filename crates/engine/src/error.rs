@@ -23,8 +23,8 @@ pub enum EngineError {
     /// The device is gone; the engine has ended.
     #[error("the device is lost: {0}")]
     DeviceLost(Arc<BackendError>),
-    /// Weights that were sound at upload are not any more: their file has changed. The engine has ended.
-    #[error("the weights have changed: {0}")]
+    /// The model's weights are broken, and so is every answer that needs them. The engine has ended.
+    #[error("the weights are broken: {0}")]
     Weights(Arc<BackendError>),
     /// A sick model or device: nothing sound can be drawn. Other requests go on.
     #[error("after token {position}: {problem}")]

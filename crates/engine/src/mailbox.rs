@@ -173,6 +173,12 @@ impl Mailbox {
         Some(mail)
     }
 
+    /// Whether [`Mailbox::take`] has something to tell.
+    pub fn has_news(&self) -> bool {
+        let state = self.lock();
+        state.stopping || !state.mail.is_empty()
+    }
+
     /// Tells how things stand while a step is computed.
     pub fn report(&self, load: SchedulerLoad) {
         self.lock().load = load;

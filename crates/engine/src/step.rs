@@ -16,10 +16,10 @@ use crate::mailbox::{Mail, Mailbox};
 use crate::request::{Active, Submission};
 use crate::{EngineConfig, EngineError, speculate};
 
-/// Until its weights have settled, the backend is given so many times as long as a step took, after each, and at least
-/// so long: what a new request waits at most where there was nothing to do.
+/// Until its weights have settled, the backend is given so many times as long as a step took, after each, in turns of
+/// so long, after which new mail goes first.
 const SETTLE_STEPS: u32 = 2;
-const SETTLE_MIN: Duration = Duration::from_millis(20);
+const SETTLE_TURN: Duration = Duration::from_millis(20);
 
 /// All that the engine's thread owns.
 pub(crate) struct StepLoop {
@@ -109,13 +109,21 @@ impl StepLoop {
             let started = Instant::now();
             idle = !self.step()?;
             if !settled {
-                // The slower steps still are, the more there is to gain.
-                let alone = self.requests.is_empty();
-                let budget = if alone { SETTLE_MIN } else { SETTLE_MIN.max(started.elapsed() * SETTLE_STEPS) };
-                settled = self.backend.settle(budget).map_err(|error| EngineError::Weights(Arc::new(error)))?;
+                settled = self.settle(started.elapsed() * SETTLE_STEPS)?;
             }
         }
         Ok(())
+    }
+
+    /// Has weights settle for at least a turn. The slower steps still are, the more there is to gain.
+    fn settle(&self, budget: Duration) -> Result<bool, EngineError> {
+        let started = Instant::now();
+        loop {
+            let done = self.backend.settle(SETTLE_TURN).map_err(|error| EngineError::Weights(Arc::new(error)))?;
+            if done || self.mailbox.has_news() || started.elapsed() >= budget {
+                return Ok(done);
+            }
+        }
     }
 
     fn read(&mut self, mail: Mail) {

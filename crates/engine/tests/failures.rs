@@ -113,3 +113,20 @@ fn weights_settle_while_nothing_is_to_do_and_while_requests_run() {
     let _engine = Engine::start(Box::new(model), idle.clone(), EngineConfig::new(limits, vec![])).unwrap();
     eventually("all has settled without a request", || idle.unsettled() == 0);
 }
+
+#[test]
+fn broken_weights_end_the_engine_by_name() {
+    use lingqu_engine::{Engine, EngineConfig};
+    use lingqu_testkit::toy::{ToyBackend, ToyModel};
+    let limits = wide();
+    let (model, _) = ToyModel::new(&limits, ToyFaults::default());
+    let backend = std::sync::Arc::new(ToyBackend::breaking(15));
+    let engine = Engine::start(Box::new(model), backend, EngineConfig::new(limits, vec![])).unwrap();
+    // They may be found before it comes or after its first steps, but before its last.
+    let why = match engine.handle().submit(good(1)) {
+        Ok(stream) => collect(stream).failed.expect("an answer that is cut off"),
+        Err(SubmitError::Ended(why)) => why,
+        Err(other) => panic!("{other}"),
+    };
+    assert!(matches!(why, EngineError::Weights(_)) && why.to_string().contains("'w': is broken"), "{why}");
+}

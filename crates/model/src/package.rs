@@ -231,7 +231,7 @@ fn tensor_facts(checkpoint: &Checkpoint) -> Result<TensorFacts, ModelError> {
 fn vocabulary(metadata: &GgufMetadata) -> Result<GgufVocabulary, ModelError> {
     let text = |key: &str| -> Result<Option<String>, ModelError> { Ok(metadata.str(key)?.map(str::to_string)) };
     let texts = |key: &str| -> Result<Vec<String>, ModelError> {
-        Ok(metadata.str_array(key)?.map(<[String]>::to_vec).unwrap_or_default())
+        Ok(metadata.str_array(key)?.into_iter().flat_map(|all| all.iter().map(str::to_string)).collect())
     };
     Ok(GgufVocabulary {
         model: metadata.require::<&str>("tokenizer.ggml.model")?.to_string(),

@@ -1,5 +1,7 @@
 //! The values of a [`HostTensor`]: decoding, and the check that none of its numbers is broken.
 
+use std::ops::Range;
+
 use crate::host::{BlockScales, HostTensor, TensorError};
 use crate::quant::{decode_blocks, scale_offsets};
 use crate::{Format, quant};
@@ -34,7 +36,13 @@ impl HostTensor {
     /// Fails where a stored number is NaN or infinite: a float weight, an FP8 value or its block scale, or a scale
     /// of a GGUF block. Reads every byte of the tensor at about the speed of memory.
     pub fn check_finite_scales(&self) -> Result<(), TensorError> {
-        let data = self.data.as_slice();
+        self.check_finite_rows(0..self.rows)?;
+        self.check_finite_block_scales()
+    }
+
+    /// The same of some rows alone, without [`BlockScales`].
+    pub fn check_finite_rows(&self, rows: Range<usize>) -> Result<(), TensorError> {
+        let data = &self.data.as_slice()[rows.start * self.row_bytes()..rows.end * self.row_bytes()];
         let broken = match self.format {
             Format::F32 => first_broken(data, |v| is_broken_f32(*v)),
             Format::F16 => first_broken(data, |v| u16::from_le_bytes(*v) & 0x7c00 == 0x7c00),
@@ -43,10 +51,15 @@ impl HostTensor {
             block => first_broken_block(block, data).map(|b| b * block.block_values()),
         };
         if let Some(value) = broken {
-            let (row, col) = (value / self.cols, value % self.cols);
+            let (row, col) = (rows.start + value / self.cols, value % self.cols);
             let what = if self.format.block_values() > 1 { "the block scale" } else { "the value" };
             return self.fail(format!("{what} at row {row}, column {col} ({}) is NaN or infinite", self.format));
         }
+        Ok(())
+    }
+
+    /// The same of [`BlockScales`] alone.
+    pub fn check_finite_block_scales(&self) -> Result<(), TensorError> {
         let scales = self.scales.as_ref().map_or(&[][..], |s| s.data.as_slice());
         match first_broken(scales, |v| is_broken_f32(*v)) {
             Some(scale) => self.fail(format!("block scale {scale} is NaN or infinite")),

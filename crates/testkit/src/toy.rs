@@ -13,7 +13,7 @@ use lingqu_backend::{
     KvEntry, KvSpec, KvStore, LinearSource, Result, RopePairing, RouteSpec, Routing, Step, View, ViewMut, Weight,
 };
 use lingqu_model::{AttentionConfig, DraftBatch, GqaConfig, Model, ModelConfig, RopeConfig, RopeScaling, States};
-use lingqu_tensor::HostTensor;
+use lingqu_tensor::{HostTensor, TensorError};
 use lingqu_types::{AdapterId, Batch, BlockId, Limits, TokenId};
 
 use crate::rng::mix;
@@ -263,31 +263,42 @@ fn write_logits(digest: u64, out: &mut [f32]) {
 }
 
 /// Memory and nothing else: the toy computes on the host.
-pub struct ToyBackend(Capabilities, AtomicUsize);
+pub struct ToyBackend {
+    capabilities: Capabilities,
+    /// Calls of `settle` after which all weights have settled.
+    unsettled: AtomicUsize,
+    /// Whether the last of these calls finds that they are broken.
+    broken: bool,
+}
 
 impl Default for ToyBackend {
     fn default() -> Self {
         let (name, weight_formats) = ("toy".into(), Vec::new());
         let capabilities = Capabilities { name, weight_formats, host_memory: true, checks_numbers: false };
-        Self(capabilities, AtomicUsize::new(0))
+        Self { capabilities, unsettled: AtomicUsize::new(0), broken: false }
     }
 }
 
 impl ToyBackend {
     /// One whose weights have settled after so many calls.
     pub fn settling(calls: usize) -> Self {
-        Self(Self::default().0, AtomicUsize::new(calls))
+        Self { unsettled: AtomicUsize::new(calls), ..Self::default() }
+    }
+
+    /// One whose weights are found to be broken by the last of so many calls.
+    pub fn breaking(calls: usize) -> Self {
+        Self { broken: true, ..Self::settling(calls) }
     }
 
     /// Calls after which its weights will have settled.
     pub fn unsettled(&self) -> usize {
-        self.1.load(Ordering::Relaxed)
+        self.unsettled.load(Ordering::Relaxed)
     }
 
     /// One that says its memory is not the host's.
     pub fn far() -> Self {
         let mut backend = Self::default();
-        backend.0.host_memory = false;
+        backend.capabilities.host_memory = false;
         backend
     }
 }
@@ -296,12 +307,15 @@ const NO_OP: &str = "the toy has no such op";
 
 impl Backend for ToyBackend {
     fn capabilities(&self) -> &Capabilities {
-        &self.0
+        &self.capabilities
     }
 
     fn settle(&self, _: Duration) -> Result<bool> {
         let left = self.unsettled().saturating_sub(1);
-        self.1.store(left, Ordering::Relaxed);
+        self.unsettled.store(left, Ordering::Relaxed);
+        if self.broken && left == 0 {
+            return Err(TensorError { name: "w".into(), problem: "is broken".into() }.into());
+        }
         Ok(left == 0)
     }
 

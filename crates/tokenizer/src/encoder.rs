@@ -1,10 +1,11 @@
 //! Text to ids. The only file that calls the `tokenizers` crate, so that it can be swapped.
 
-use std::collections::{HashMap, HashSet};
+use std::collections::HashMap;
+use std::collections::hash_map::Entry;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 
 use lingqu_types::TokenId;
-use tokenizers::models::bpe::{BPE, Vocab};
+use tokenizers::models::bpe::{BPE, Error as BpeError, Vocab};
 use tokenizers::{
     AddedToken, AddedVocabulary, Model, NormalizerWrapper, OffsetReferential, OffsetType, PreTokenizer,
     PreTokenizerWrapper,
@@ -59,48 +60,130 @@ pub(crate) struct Encoder {
     added_without_special: AddedVocabulary,
 }
 
-impl Encoder {
-    /// Checks everything that the library would panic on or believe, then builds it.
-    pub(crate) fn new(parts: &EncoderParts) -> Result<Self, TokenizerError> {
-        check_vocab(parts)?;
-        let name = parts.source_name;
-        let normalizer = read_normalizer(name, &parts.normalizer)?;
-        let pre_tokenizer = read_pre_tokenizer(name, &parts.pre_tokenizer)?;
+impl EncoderParts {
+    /// Checks everything that the library would panic on or believe, then builds the encoder, and the table of bytes
+    /// that goes with it; `absent` ids stand for nothing.
+    pub(crate) fn build(self, absent: &[TokenId]) -> Result<(Encoder, Vocabulary), TokenizerError> {
+        let name = self.source_name;
         let invalid = |field: &str, problem: String| TokenizerError::invalid(name, field, problem);
-        let build = || -> tokenizers::Result<Self> {
-            let mut vocab: Vocab = parts.vocab.iter().map(|(content, id)| (content.clone(), *id)).collect();
+        self.check_bounds()?;
+        let normalizer = read_normalizer(name, &self.normalizer)?;
+        let pre_tokenizer = read_pre_tokenizer(name, &self.pre_tokenizer)?;
+        let vocabulary = self.vocabulary(absent);
+        let Self { vocab, merges, ignore_merges, added: entries, .. } = self;
+        let mut vocab = unique(name, vocab, &entries)?;
+        let build = || -> tokenizers::Result<Encoder> {
             let first = vocab.len() as TokenId;
-            let follow_on = (first..).zip(&parts.added).all(|(id, a)| a.id == id);
-            if !(parts.ignore_merges && follow_on) {
+            let follow_on = (first..).zip(&entries).all(|(id, a)| a.id == id);
+            if !(ignore_merges && follow_on) {
                 // So the library keeps the file's ids, gaps or not; no merge leads to them. Where merges are
                 // ignored a piece of text could become one, so there they stay outside if they can.
-                for a in &parts.added {
+                for a in &entries {
                     vocab.entry(a.content.clone()).or_insert(a.id);
                 }
             }
-            let bpe = BPE::builder()
-                .vocab_and_merges(vocab, parts.merges.clone())
-                .ignore_merges(parts.ignore_merges)
-                .build()?;
+            let bpe = BPE::builder().vocab_and_merges(vocab, merges).ignore_merges(ignore_merges).build()?;
             let mut added = AddedVocabulary::new();
-            added.add_tokens(parts.added.iter().map(library_token), &bpe, normalizer.as_ref())?;
+            added.add_tokens(entries.iter().map(library_token), &bpe, normalizer.as_ref())?;
             let mut added_without_special = added.clone();
             added_without_special.set_encode_special_tokens(true);
-            Ok(Self { bpe, normalizer, pre_tokenizer, added, added_without_special })
+            Ok(Encoder { bpe, normalizer, pre_tokenizer, added, added_without_special })
         };
         let encoder = catch_unwind(AssertUnwindSafe(build))
             .map_err(|_| invalid("model", "the tables contradict each other".into()))?
-            .map_err(|e| invalid("model", e.to_string()))?;
-        for a in &parts.added {
+            .map_err(|error| match error.downcast_ref() {
+                Some(BpeError::MergeTokenOutOfVocabulary(token)) => {
+                    invalid("merges", format!("{token:?} is not in the vocabulary"))
+                }
+                _ => invalid("model", error.to_string()),
+            })?;
+        for a in &entries {
             let got = encoder.added.get_vocab().get(&a.content).copied();
             if got != Some(a.id) {
                 let problem = format!("{:?} has id {}, which the vocabulary gives as {got:?}", a.content, a.id);
                 return Err(invalid("added_tokens", problem));
             }
         }
-        Ok(encoder)
+        Ok((encoder, vocabulary))
     }
 
+    /// Contents and ids, those of added tokens last.
+    fn contents(&self) -> impl Iterator<Item = (&str, TokenId)> {
+        let added = self.added.iter().map(|a| (a.content.as_str(), a.id));
+        self.vocab.iter().map(|(content, id)| (content.as_str(), *id)).chain(added)
+    }
+
+    fn check_bounds(&self) -> Result<(), TokenizerError> {
+        let invalid = |field: String, problem: String| Err(TokenizerError::invalid(self.source_name, field, problem));
+        if self.vocab.is_empty() {
+            return invalid("vocab".into(), "is empty".into());
+        }
+        for (content, id) in self.contents() {
+            if id as usize >= VOCAB_SIZE_MAX {
+                return invalid(format!("token {id}"), format!("ids must be below {VOCAB_SIZE_MAX}"));
+            }
+            if content.len() > TOKEN_BYTES_MAX || content.is_empty() {
+                let problem = format!("{} bytes are not in 1..={TOKEN_BYTES_MAX}", content.len());
+                return invalid(format!("token {id}"), problem);
+            }
+        }
+        if self.merges.len() > MERGES_MAX {
+            return invalid("merges".into(), format!("{} are more than {MERGES_MAX}", self.merges.len()));
+        }
+        // The library looks up the rest, but has room for a token of the vocabulary's longest alone.
+        let longest = self.contents().map(|(content, _)| content.len()).max().unwrap_or(0);
+        match self.merges.iter().position(|(left, right)| left.len() + right.len() > longest) {
+            Some(rank) => invalid(format!("merges[{rank}]"), "makes what is not in the vocabulary".into()),
+            None => Ok(()),
+        }
+    }
+
+    fn vocabulary(&self, absent: &[TokenId]) -> Vocabulary {
+        let ordinary = self.vocab.iter().map(|(content, id)| (*id, content.as_str(), TokenKind::Ordinary));
+        let added = self.added.iter().map(|a| {
+            let kind = if a.special { TokenKind::Special } else { TokenKind::Added };
+            (a.id, a.content.as_str(), kind)
+        });
+        let absent = absent.iter().map(|&id| (id, "", TokenKind::Absent));
+        Vocabulary::new(ordinary.chain(added).chain(absent))
+    }
+}
+
+/// The ordinary tokens by content. No content may have two ids, no id two contents, those of `added` counted in.
+fn unique(name: &'static str, vocab: Vec<(String, TokenId)>, added: &[AddedEntry]) -> Result<Vocab, TokenizerError> {
+    let twice = |content: &str, id: TokenId, other: TokenId| {
+        let problem = format!("has the content of token {other}: {content:?}");
+        TokenizerError::invalid(name, format!("token {id}"), problem)
+    };
+    let mut taken = vec![false; VOCAB_SIZE_MAX];
+    let mut take = |id: TokenId| match std::mem::replace(&mut taken[id as usize], true) {
+        true => Err(TokenizerError::invalid(name, format!("token {id}"), "is given twice")),
+        false => Ok(()),
+    };
+    let mut ids_of = Vocab::with_capacity(vocab.len() + added.len());
+    for (content, id) in vocab {
+        match ids_of.entry(content) {
+            Entry::Occupied(old) if *old.get() != id => return Err(twice(old.key(), id, *old.get())),
+            Entry::Occupied(_) => {}
+            Entry::Vacant(new) => {
+                take(id)?;
+                new.insert(id);
+            }
+        }
+    }
+    let mut ids_of_added = HashMap::new();
+    for AddedEntry { content, id, .. } in added {
+        let old = ids_of_added.insert(content.as_str(), *id).or(ids_of.get(content).copied());
+        match old {
+            Some(old) if old != *id => return Err(twice(content, *id, old)),
+            Some(_) => {}
+            None => take(*id)?,
+        }
+    }
+    Ok(ids_of)
+}
+
+impl Encoder {
     /// The id of a token by its content as the file has it.
     pub(crate) fn token_id(&self, content: &str) -> Option<TokenId> {
         self.added.token_to_id(content, &self.bpe)
@@ -125,63 +208,12 @@ impl Encoder {
     }
 }
 
-/// The table of bytes that goes with the same parts; `absent` ids stand for nothing.
-pub(crate) fn vocabulary_of(parts: &EncoderParts, absent: &[TokenId]) -> Vocabulary {
-    let ordinary = parts.vocab.iter().map(|(content, id)| (*id, content.as_str(), TokenKind::Ordinary));
-    let added = parts.added.iter().map(|a| {
-        let kind = if a.special { TokenKind::Special } else { TokenKind::Added };
-        (a.id, a.content.as_str(), kind)
-    });
-    let absent = absent.iter().map(|&id| (id, "", TokenKind::Absent));
-    Vocabulary::new(ordinary.chain(added).chain(absent))
-}
-
 fn library_token(a: &AddedEntry) -> AddedToken {
     AddedToken::from(a.content.clone(), a.special)
         .normalized(a.normalized)
         .single_word(a.single_word)
         .lstrip(a.lstrip)
         .rstrip(a.rstrip)
-}
-
-fn check_vocab(parts: &EncoderParts) -> Result<(), TokenizerError> {
-    let invalid = |field: String, problem: String| Err(TokenizerError::invalid(parts.source_name, field, problem));
-    if parts.vocab.is_empty() {
-        return invalid("vocab".into(), "is empty".into());
-    }
-    let mut ids_of = HashMap::with_capacity(parts.vocab.len());
-    let mut taken = HashSet::with_capacity(parts.vocab.len());
-    let added = parts.added.iter().map(|a| (a.content.as_str(), a.id));
-    for (content, id) in parts.vocab.iter().map(|(c, id)| (c.as_str(), *id)).chain(added) {
-        if id as usize >= VOCAB_SIZE_MAX {
-            return invalid(format!("token {id}"), format!("ids must be below {VOCAB_SIZE_MAX}"));
-        }
-        if content.len() > TOKEN_BYTES_MAX || content.is_empty() {
-            return invalid(format!("token {id}"), format!("{} bytes are not in 1..={TOKEN_BYTES_MAX}", content.len()));
-        }
-        match ids_of.insert(content, id) {
-            Some(other) if other != id => {
-                return invalid(format!("token {id}"), format!("has the content of token {other}: {content:?}"));
-            }
-            None if !taken.insert(id) => return invalid(format!("token {id}"), "is given twice".into()),
-            _ => {}
-        }
-    }
-    if parts.merges.len() > MERGES_MAX {
-        return invalid("merges".into(), format!("{} are more than {MERGES_MAX}", parts.merges.len()));
-    }
-    let mut joined = String::new();
-    for (rank, (left, right)) in parts.merges.iter().enumerate() {
-        joined.clear();
-        joined.push_str(left);
-        joined.push_str(right);
-        for part in [left, right, &joined] {
-            if !ids_of.contains_key(part.as_str()) {
-                return invalid(format!("merges[{rank}]"), format!("{part:?} is not in the vocabulary"));
-            }
-        }
-    }
-    Ok(())
 }
 
 fn read_normalizer(name: &'static str, value: &serde_json::Value) -> Result<Option<NormalizerWrapper>, TokenizerError> {

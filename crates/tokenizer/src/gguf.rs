@@ -76,7 +76,7 @@ impl Tokenizer {
             return Err(TokenizerError::invalid(GGUF, "tokenizer.ggml.token_type", problem));
         }
         let special = special_tokens(&v, &rules)?;
-        let merges = v.merges.iter().enumerate().map(|(rank, line)| {
+        let merges = v.merges.into_iter().enumerate().map(|(rank, line)| {
             split_merge(line).ok_or_else(|| {
                 let field = format!("tokenizer.ggml.merges[{rank}]");
                 TokenizerError::invalid(GGUF, field, "is not two tokens and a space")

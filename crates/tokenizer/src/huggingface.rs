@@ -237,7 +237,7 @@ fn encoder_parts(json: TokenizerJson) -> Result<EncoderParts, TokenizerError> {
     for (rank, merge) in json.model.merges.into_iter().enumerate() {
         merges.push(match merge {
             MergeJson::Pair(left, right) => (left, right),
-            MergeJson::Joined(line) => split_merge(&line).ok_or_else(|| {
+            MergeJson::Joined(line) => split_merge(line).ok_or_else(|| {
                 TokenizerError::invalid(TOKENIZER_JSON, format!("merges[{rank}]"), "is not two tokens and a space")
             })?,
         });
@@ -268,9 +268,12 @@ fn encoder_parts(json: TokenizerJson) -> Result<EncoderParts, TokenizerError> {
 }
 
 /// "left right" with exactly one space.
-pub(crate) fn split_merge(line: &str) -> Option<(String, String)> {
-    let (left, right) = line.split_once(' ')?;
-    (!left.is_empty() && !right.is_empty() && !right.contains(' ')).then(|| (left.to_owned(), right.to_owned()))
+pub(crate) fn split_merge(line: String) -> Option<(String, String)> {
+    let space = line.find(' ')?;
+    let mut left = line;
+    let right = left.split_off(space + 1);
+    left.truncate(space);
+    (!left.is_empty() && !right.is_empty() && !right.contains(' ')).then_some((left, right))
 }
 
 /// The ids that a post-processor puts before and after a single text.

@@ -3,7 +3,7 @@
 use lingqu_types::TokenId;
 
 use crate::chat::ChatTemplate;
-use crate::encoder::{Encoder, EncoderParts, vocabulary_of};
+use crate::encoder::{Encoder, EncoderParts};
 use crate::error::TokenizerError;
 use crate::vocabulary::{TokenKind, Vocabulary};
 
@@ -58,9 +58,8 @@ pub(crate) struct TokenizerParts {
 
 impl Tokenizer {
     pub(crate) fn from_parts(parts: TokenizerParts) -> Result<Self, TokenizerError> {
-        let encoder = Encoder::new(&parts.encoder)?;
-        let vocabulary = vocabulary_of(&parts.encoder, &parts.absent);
         let source_name = parts.encoder.source_name;
+        let (encoder, vocabulary) = parts.encoder.build(&parts.absent)?;
         let special = parts.special;
         for &id in special.eos_ids.iter().chain(&special.prefix).chain(&special.suffix) {
             if id as usize >= vocabulary.len() {

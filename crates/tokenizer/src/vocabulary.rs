@@ -1,8 +1,5 @@
 //! The table of token ids: the bytes each one stands for, and which are special.
 
-use std::collections::HashMap;
-use std::sync::OnceLock;
-
 use lingqu_types::TokenId;
 
 /// Ids lie below this. The largest published vocabularies have about 260,000; a file that names an id of four
@@ -84,9 +81,9 @@ impl Vocabulary {
 fn push_token_bytes(content: &str, out: &mut Vec<u8>) {
     let start = out.len();
     for c in content.chars() {
-        match byte_alphabet().get(&c) {
-            Some(&byte) => out.push(byte),
-            None => {
+        match BYTE_OF.get(c as usize) {
+            Some(&Some(byte)) => out.push(byte),
+            _ => {
                 out.truncate(start);
                 out.extend_from_slice(content.as_bytes());
                 return;
@@ -96,21 +93,17 @@ fn push_token_bytes(content: &str, out: &mut Vec<u8>) {
 }
 
 /// GPT-2's printable stand-ins for bytes: visible Latin-1 stands for itself, the other 68 bytes, in order, for U+0100
-/// and up (`bytes_to_unicode` in the GPT-2 release).
-fn byte_alphabet() -> &'static HashMap<char, u8> {
-    static ALPHABET: OnceLock<HashMap<char, u8>> = OnceLock::new();
-    ALPHABET.get_or_init(|| {
-        let mut next = 0x100;
-        let mut map = HashMap::with_capacity(256);
-        for byte in 0..=255u8 {
-            let visible = matches!(byte, b'!'..=b'~' | 0xa1..=0xac | 0xae..=0xff);
-            let c = if visible { u32::from(byte) } else { next };
-            next += u32::from(!visible);
-            map.insert(char::from_u32(c).expect("below U+0144"), byte);
-        }
-        map
-    })
-}
+/// and up (`bytes_to_unicode` in the GPT-2 release). By character.
+const BYTE_OF: [Option<u8>; 0x144] = {
+    let (mut of, mut byte, mut next) = ([None; 0x144], 0, 0x100);
+    while byte < 256 {
+        let visible = matches!(byte as u8, b'!'..=b'~' | 0xa1..=0xac | 0xae..=0xff);
+        of[if visible { byte } else { next }] = Some(byte as u8);
+        next += !visible as usize;
+        byte += 1;
+    }
+    of
+};
 
 #[cfg(test)]
 mod tests {
@@ -134,7 +127,7 @@ mod tests {
 
     #[test]
     fn alphabet_covers_every_byte_once() {
-        let mut seen: Vec<u8> = byte_alphabet().values().copied().collect();
+        let mut seen: Vec<u8> = BYTE_OF.into_iter().flatten().collect();
         seen.sort_unstable();
         assert_eq!(seen, (0..=255).collect::<Vec<u8>>());
     }

@@ -157,7 +157,8 @@ fn real_smollm2_from_gguf() {
     let checkpoint = lingqu_checkpoint::Checkpoint::open(&path).unwrap();
     let gguf = checkpoint.gguf().expect("a GGUF file");
     let text = |key: &str| gguf.str(key).unwrap().map(str::to_owned);
-    let list = |key: &str| gguf.str_array(key).unwrap().unwrap_or_default().to_vec();
+    let list =
+        |key: &str| gguf.str_array(key).unwrap().into_iter().flat_map(|all| all.iter().map(str::to_string)).collect();
     let tokenizer = Tokenizer::from_gguf(GgufVocabulary {
         model: text("tokenizer.ggml.model").unwrap(),
         pre: text("tokenizer.ggml.pre"),

@@ -113,23 +113,6 @@ impl Pack {
         &self.memory
     }
 
-    /// Whether all scales are numbers.
-    ///
-    /// # Errors
-    /// [`BackendError::Tensor`](lingqu_backend::BackendError::Tensor)
-    pub(super) fn check(&self, team: &Team) -> Result<()> {
-        let Some(stacked) = self.stacked() else { return Ok(()) };
-        let (next, found) = (AtomicUsize::new(0), Mutex::new(Ok(())));
-        team.run_if_worth(self.memory.len(), |_, _| {
-            while let Some(of) = stacked.get(next.fetch_add(1, Ordering::Relaxed)) {
-                if let Err(error) = of.tensor.check_finite_scales() {
-                    *found.lock().unwrap_or_else(PoisonError::into_inner) = Err(error);
-                }
-            }
-        });
-        Ok(found.into_inner().unwrap_or_else(PoisonError::into_inner)?)
-    }
-
     /// Repacks, until a moment if there is one. Whether all is done. One caller at a time.
     ///
     /// # Errors
@@ -162,12 +145,13 @@ impl Pack {
                 now.count(number);
             }
         });
+        // Before anybody reads what was repacked now.
+        if self.broken.load(Ordering::Relaxed) {
+            stacked.iter().try_for_each(|of| of.tensor.check_finite_scales())?;
+        }
         // Who took a panel has finished it.
         if self.next.load(Ordering::Relaxed) < self.panels {
             return Ok(false);
-        }
-        if self.broken.load(Ordering::Relaxed) {
-            stacked.iter().try_for_each(|of| of.tensor.check_finite_scales())?;
         }
         if until.is_some() {
             // Products may have read parts again that were given back.

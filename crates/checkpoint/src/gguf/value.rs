@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 use std::fmt;
 
+use super::strings::GgufStrings;
 use crate::error::{CheckpointError, shown};
 use crate::reader::Reader;
 
@@ -41,7 +42,7 @@ pub enum GgufArray {
     F32(Vec<f32>),
     F64(Vec<f64>),
     Bool(Vec<bool>),
-    String(Vec<String>),
+    String(GgufStrings),
     Array(Vec<GgufArray>),
 }
 
@@ -110,8 +111,9 @@ fn read_array(reader: &mut Reader, what: &str, depth: usize) -> Result<GgufArray
         }
         8 => {
             let count = reader.count(8, what)?;
-            let strings = (0..count).map(|_| reader.string(usize::MAX, what).map(str::to_string));
-            GgufArray::String(strings.collect::<Result<_, _>>()?)
+            let mut strings = GgufStrings::default();
+            (0..count).try_for_each(|_| reader.string(usize::MAX, what).map(|string| strings.push(string)))?;
+            GgufArray::String(strings)
         }
         9 => {
             let count = reader.count(12, what)?;
@@ -201,7 +203,7 @@ impl GgufMetadata {
         self.typed(key)
     }
 
-    pub fn str_array(&self, key: &str) -> Result<Option<&[String]>, CheckpointError> {
+    pub fn str_array(&self, key: &str) -> Result<Option<&GgufStrings>, CheckpointError> {
         self.typed(key)
     }
 }
@@ -314,7 +316,7 @@ from_gguf! {
     &'a [bool], "an array of bools", value => {
         if let GgufArray::Bool(v) = value.array()? { Some(v) } else { None }
     };
-    &'a [String], "an array of strings", value => {
+    &'a GgufStrings, "an array of strings", value => {
         if let GgufArray::String(v) = value.array()? { Some(v) } else { None }
     };
 }

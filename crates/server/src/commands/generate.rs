@@ -49,8 +49,11 @@ pub fn run(args: &GenerateArgs) -> Result<()> {
     };
     let began = Instant::now();
     let stream = engine.handle().submit(request).map_err(|e| anyhow!("{e}"))?;
+    let tokenizer = Arc::new(tokenizer);
+    // Never freed: string by string that takes about as long as to read it, and the process ends anyway.
+    std::mem::forget(Arc::clone(&tokenizer));
     // Thinking is shown as the model wrote it: this is a look at the raw reply.
-    let mut text = TextStream::new(stream, Arc::new(tokenizer), TextOptions::default())?;
+    let mut text = TextStream::new(stream, tokenizer, TextOptions::default())?;
     let mut first_token_s = None;
     let mut out = std::io::stdout().lock();
     while let Some(event) = text.blocking_next() {
