@@ -125,8 +125,8 @@ class Llama:
         extra = [part for switch in self.chosen for part in self.switches[switch][which]]
         return [self.folder / program, "-m", path, "-t", args.threads, *extra]
 
-    def at_context(self, args):
-        return ["-p", 0, "-n", args.stream_generate, "-d", args.context]
+    def after(self, context, generate):
+        return ["-p", 0, "-n", generate, "-d", context]
 
     def bench(self, path, args, shape):
         command = self.program("llama-bench", path, args) + shape + ["-r", 1, "-o", "json"]
@@ -140,13 +140,18 @@ class Llama:
         if job == "start":
             _, seconds, peak = self.bench(path, args, ["-p", 1, "-n", 0, *self.no_warmup])
             return {"first token": seconds, "peak": peak}
-        shape = self.at_context(args) if job == "context" else ["-p", args.prompt, "-n", args.generate]
-        tests, _, peak = self.bench(path, args, shape)
-        figures = {"peak": peak}
-        for test in tests:
-            decode = f"decode after {args.context}" if job == "context" else "decode 1"
-            name = decode if test["n_gen"] else f"prefill {args.prompt}"
+        if job == "context":
+            shapes = {f"decode after {args.context}": self.after(args.context, args.stream_generate)}
+        else:  # decoding after the prompt, as Lingqu's
+            shapes = {
+                f"prefill {args.prompt}": ["-p", args.prompt, "-n", 0],
+                "decode 1": self.after(args.prompt, args.generate),
+            }
+        figures = {"peak": 0}
+        for name, shape in shapes.items():
+            [test], _, peak = self.bench(path, args, shape)
             figures[name] = test["avg_ts"]
+            figures["peak"] = max(figures["peak"], peak)
         return figures
 
     def streams(self, path, args):
@@ -177,8 +182,8 @@ class IkLlama(Llama):
     no_warmup = ["-w", 0]
     switches = {"rtr": (["-rtr", 1], ["-rtr"])}
 
-    def at_context(self, args):
-        return ["-p", 0, "-n", 0, "-gp", f"{args.context},{args.stream_generate}"]
+    def after(self, context, generate):
+        return ["-p", 0, "-n", 0, "-gp", f"{context},{generate}"]
 
 
 class Candle:
