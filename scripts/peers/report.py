@@ -188,8 +188,8 @@ that row. A share of a limit is of the mean of that limit right before and right
   with weights need, two for each parameter that a token meets (the last layer's FFN and the head: for the last token
   alone, as all engines compute them), by the whole time of the prompt, attention and all else included. A second pass
   over the same operands, padding and attention's own products do not count.
-- decode: random tokens, one stream after the prompt, several after a short one, so that streams meet different experts; the share counts bytes of the weights of the expected
-  number of distinct experts, and of the KV cache.
+- decode: random tokens, one stream after the prompt, several after a short one, so that streams meet different experts;
+  the share counts bytes of the weights of the expected number of distinct experts, and of the KV cache.
 - decode after a long context: Lingqu's cache is filled with copies of a short prompt's blocks, peers compute theirs.
 - load to first token: a whole process that loads the model and computes one token, page cache warm.
 - peak memory is that of the process in RAM, pages of mapped files included.
