@@ -168,7 +168,7 @@ impl Core {
     }
 
     fn packer(&self) -> weights::Packer<'_> {
-        weights::Packer { simd: self.simd, team: &self.team, regions: &self.regions, later: self.later.as_ref() }
+        weights::Packer { team: &self.team, regions: &self.regions, later: self.later.as_ref() }
     }
 
     fn worker(&self, member: usize) -> MutexGuard<'_, WorkerScratch> {
@@ -295,7 +295,7 @@ impl Backend for CpuBackend {
         let Some(later) = &self.core.later else { return Ok(true) };
         let until = Instant::now() + budget.min(Duration::from_secs(3600));
         let _no_op_runs = self.core.scratch();
-        later.settle(self.core.simd, &self.core.team, until)
+        later.settle(&self.core.team, until)
     }
 
     fn begin_step(&self, batch: &Batch, block_tokens: usize) -> Result<Step> {

@@ -20,7 +20,6 @@ use std::sync::Arc;
 use lingqu_tensor::{Format, HostTensor};
 
 use crate::Result;
-use crate::isa::Simd;
 use crate::region::Region;
 use crate::simd::{CHUNK, OCTET, OCTETS, PANEL_ROWS};
 use crate::weights::Packer;
@@ -239,11 +238,11 @@ impl Panels {
     /// [`BackendError::OutOfMemory`]: lingqu_backend::BackendError::OutOfMemory
     /// [`BackendError::Tensor`]: lingqu_backend::BackendError::Tensor
     pub fn pack(packer: Packer<'_>, tensors: &[&HostTensor]) -> Result<Vec<Self>> {
-        let Packer { simd, team, regions, later } = packer;
+        let Packer { team, regions, later } = packer;
         let pack = Pack::new(regions, tensors)?;
         let stacked = pack.stacked().expect("nothing is done");
         match later {
-            None => _ = pack.run(simd, team, None)?,
+            None => _ = pack.run(team, None)?,
             Some(later) => later.add(&pack),
         }
         let of = stacked.iter().enumerate().map(|(i, of)| Self {
@@ -274,13 +273,13 @@ impl Panels {
     ///
     /// # Errors
     /// [`BackendError::Tensor`](lingqu_backend::BackendError::Tensor) for a scale that is NaN or infinite.
-    pub fn part(&self, simd: Simd, panels: Range<usize>, memory: &mut Arc<Region>) -> Result<Option<Self>> {
+    pub fn part(&self, panels: Range<usize>, memory: &mut Arc<Region>) -> Result<Option<Self>> {
         let Some((pack, [i, _])) = self.pack.as_ref() else { return Ok(None) };
         let Some(stacked) = pack.stacked() else { return Ok(None) };
         let len = panels.len() * self.panel_bytes;
         let out = &mut Arc::get_mut(memory).expect("nobody else has it")[..len];
         for (number, out) in panels.clone().zip(out.chunks_exact_mut(self.panel_bytes)) {
-            if !stacked[*i].pack(simd, number, out) {
+            if !stacked[*i].pack(number, out) {
                 stacked[*i].tensor.check_finite_scales()?;
             }
         }
@@ -401,20 +400,18 @@ mod tests {
                 let error = error.expect("a broken scale").to_string();
                 assert!(error.contains("blk.0.bad") && error.contains("row 33"), "{format}: {error}");
             };
-            for simd in testing::every_simd() {
-                let packer = Packer { simd, team, regions, later: None };
-                assert_eq!(Panels::pack(packer, &[&good, &good]).unwrap().len(), 2);
-                refused(Panels::pack(packer, &[&good, &bad]).err());
-                // Later: by who needs the panel, and by who repacks it, before anybody can read it.
-                let later = Later::default();
-                let packed = Panels::pack(Packer { later: Some(&later), ..packer }, &[&good, &bad]).unwrap();
-                let mut memory = Arc::new(regions.take("panels", packed[1].panel_bytes()).unwrap());
-                assert!(packed[1].part(simd, 1..2, &mut memory).unwrap().is_some());
-                refused(packed[1].part(simd, 2..3, &mut memory).err());
-                assert!(packed[0].part(simd, 2..3, &mut memory).unwrap().is_some());
-                let a_minute = Instant::now() + Duration::from_secs(60);
-                refused(later.settle(simd, team, a_minute).err());
-            }
+            let packer = Packer { team, regions, later: None };
+            assert_eq!(Panels::pack(packer, &[&good, &good]).unwrap().len(), 2);
+            refused(Panels::pack(packer, &[&good, &bad]).err());
+            // Later: by who needs the panel, and by who repacks it, before anybody can read it.
+            let later = Later::default();
+            let packed = Panels::pack(Packer { later: Some(&later), ..packer }, &[&good, &bad]).unwrap();
+            let mut memory = Arc::new(regions.take("panels", packed[1].panel_bytes()).unwrap());
+            assert!(packed[1].part(1..2, &mut memory).unwrap().is_some());
+            refused(packed[1].part(2..3, &mut memory).err());
+            assert!(packed[0].part(2..3, &mut memory).unwrap().is_some());
+            let a_minute = Instant::now() + Duration::from_secs(60);
+            refused(later.settle(team, a_minute).err());
         }
     }
 }

@@ -189,9 +189,8 @@ mod tests {
             let (rows, cols) = (29, if scheme.block == CHUNK { 512 } else { 256 + 96 });
             let tensor = testing::weights(3, format, [rows, cols]);
             let want = testing::decoded(&tensor);
+            let panels = &Panels::pack(Packer { team, regions, later: None }, &[&tensor, &tensor]).unwrap()[1];
             for simd in testing::every_simd() {
-                let panels =
-                    &Panels::pack(Packer { simd, team, regions, later: None }, &[&tensor, &tensor]).unwrap()[1];
                 for (panel, start) in [(0, 0), (0, 256), (1, 0), (1, 256)] {
                     let octets = (cols - start).min(CHUNK) / 32;
                     let of = panels.record(panel, start / CHUNK);

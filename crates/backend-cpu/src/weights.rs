@@ -12,7 +12,6 @@ use lingqu_tensor::{Format, HostTensor, TensorError, quant};
 
 use crate::Result;
 use crate::activations::Wanted;
-use crate::isa::Simd;
 use crate::panels::{Pack, Panels, scheme};
 use crate::region::{Region, Regions};
 use crate::simd::{CHUNK, LANES, OCTET};
@@ -78,7 +77,6 @@ struct Scales {
 /// Who repacks.
 #[derive(Clone, Copy)]
 pub(crate) struct Packer<'a> {
-    pub simd: Simd,
     pub team: &'a Team,
     pub regions: &'a Regions,
     /// Who repacks later; `None`: at once.
@@ -102,10 +100,10 @@ impl Later {
     ///
     /// # Errors
     /// As [`Pack::run`].
-    pub fn settle(&self, simd: Simd, team: &Team, until: Instant) -> Result<bool> {
+    pub fn settle(&self, team: &Team, until: Instant) -> Result<bool> {
         loop {
             let Some(next) = self.queue().front().cloned() else { return Ok(true) };
-            let done = next.upgrade().map_or(Ok(true), |pack| pack.run(simd, team, Some(until)))?;
+            let done = next.upgrade().map_or(Ok(true), |pack| pack.run(team, Some(until)))?;
             if !done {
                 return Ok(false);
             }
@@ -184,7 +182,7 @@ impl Matrix {
             Some(memory) if memory.len() >= bytes => memory,
             other => other.insert(Arc::new(packer.regions.take("weights that are not repacked yet", bytes)?)),
         };
-        let part = of.part(packer.simd, panels, memory)?;
+        let part = of.part(panels, memory)?;
         Ok(part.map(|part| Self { rows: self.rows, cols: self.cols, values: Values::Blocks(part) }))
     }
 
@@ -394,7 +392,7 @@ mod tests {
         let mut tensor = testing::weights(1, Format::Q4K, [8, 256]);
         let want = testing::decoded(&tensor);
         let (team, regions) = (&Team::new(1).unwrap(), &Regions::default());
-        let packer = Packer { simd: testing::every_simd()[0], team, regions, later: None };
+        let packer = Packer { team, regions, later: None };
         let released = Arc::new(AtomicUsize::new(0));
         tensor.data = Bytes::new(Arc::new(Counted(tensor.data.as_slice().to_vec(), released.clone())));
         let weight = upload_embedding(packer, &tensor).unwrap();
@@ -411,7 +409,7 @@ mod tests {
     #[test]
     fn a_row_of_an_embedding_that_is_no_number_is_refused_at_upload_or_when_it_is_looked_up() {
         let (team, regions, later) = (&Team::new(1).unwrap(), &Regions::default(), &Later::default());
-        let packer = Packer { simd: testing::every_simd()[0], team, regions, later: None };
+        let packer = Packer { team, regions, later: None };
         let mut tensor = testing::weights(1, Format::Q4K, [8, 256]);
         let mut data = tensor.data.as_slice().to_vec();
         data[5 * tensor.row_bytes() + 2..][..2].copy_from_slice(&[0x01, 0xfc]);

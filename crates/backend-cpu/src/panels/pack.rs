@@ -1,15 +1,16 @@
 //! From stored blocks to records: four bytes at a time, as they are.
 
+use std::array::from_fn;
+
 use lingqu_tensor::Format;
 use lingqu_tensor::quant::q3_k_scales;
 
 use super::repack::Stacked;
 use super::{LINE_BYTES, Scales, Scheme};
-use crate::isa::Simd;
-use crate::simd::{self, CHUNK, OCTET, OCTETS, PANEL_ROWS};
+use crate::simd::{CHUNK, OCTET, OCTETS, PANEL_ROWS, Strided, interleave};
 
 /// Up to 16 stored rows to a panel, which is zeros. Whether all scales are numbers.
-pub(super) fn panel(simd: Simd, of: &Stacked, rows: &[u8], out: &mut [u8]) -> bool {
+pub(super) fn panel(of: &Stacked, rows: &[u8], out: &mut [u8]) -> bool {
     let Stacked { ref tensor, scheme, .. } = *of;
     let (format, cols, row_bytes) = (tensor.format, tensor.cols, tensor.row_bytes());
     let (block_values, block_bytes) = (format.block_values(), format.block_bytes());
@@ -18,15 +19,10 @@ pub(super) fn panel(simd: Simd, of: &Stacked, rows: &[u8], out: &mut [u8]) -> bo
         let octets = (cols - start).min(CHUNK) / OCTET;
         let record = &mut out[at..at + scheme.record_bytes(octets)];
         at += record.len();
-        let blocks = octets * OCTET / block_values;
-        for block in 0..blocks {
+        for block in 0..octets * OCTET / block_values {
             let from = (start / block_values + block) * block_bytes;
-            let mut stored = [&[][..]; PANEL_ROWS];
-            let count = rows.len() / row_bytes;
-            for (stored, row) in stored.iter_mut().zip(rows.chunks_exact(row_bytes)) {
-                *stored = &row[from..from + block_bytes];
-            }
-            let blocks = Blocks { simd, stored: &stored[..count], record, scheme: &scheme, octets };
+            let stored = Strided { bytes: &rows[from..], stride: row_bytes, count: rows.len() / row_bytes };
+            let blocks = Blocks { stored, record, scheme: &scheme, octets };
             finite &= match scheme.scales {
                 Scales::Floats => blocks.pack_small(format, block),
                 _ => blocks.pack_large(format),
@@ -36,61 +32,68 @@ pub(super) fn panel(simd: Simd, of: &Stacked, rows: &[u8], out: &mut [u8]) -> bo
     finite
 }
 
+/// A word of each row.
+type Words = [u32; PANEL_ROWS];
+
 /// A block of each row, and the record that they go to.
 struct Blocks<'a> {
-    simd: Simd,
-    stored: &'a [&'a [u8]],
+    stored: Strided<'a>,
     record: &'a mut [u8],
     scheme: &'a Scheme,
     octets: usize,
 }
 
-impl<'a> Blocks<'a> {
+impl Blocks<'_> {
     /// The bytes `from..from + 4 lines` of each block, to the lines from `first` on.
     fn lines(&mut self, [from, lines]: [usize; 2], first: usize) {
-        let parts = self.parts(from, lines);
         let out = &mut self.record.as_chunks_mut::<LINE_BYTES>().0[first..first + lines];
-        simd::interleave(self.simd, &parts[..self.stored.len()], out);
+        interleave(self.stored, from, out.iter_mut());
     }
 
     /// The same of the eight lines of an octet, to every other line from `first` on.
     fn every_other_line(&mut self, from: usize, first: usize) {
-        let mut made = [[0; LINE_BYTES]; OCTET / 4];
-        let parts = self.parts(from, made.len());
-        simd::interleave(self.simd, &parts[..self.stored.len()], &mut made);
         let out = &mut self.record.as_chunks_mut::<LINE_BYTES>().0[first..];
-        out.iter_mut().step_by(2).zip(&made).for_each(|(out, line)| *out = *line);
+        interleave(self.stored, from, out.iter_mut().step_by(2).take(OCTET / 4));
     }
 
-    /// The bytes `from..from + 4 lines` of each block.
-    fn parts(&self, from: usize, lines: usize) -> [&'a [u8]; PANEL_ROWS] {
-        let mut parts = [&[][..]; PANEL_ROWS];
-        for (part, stored) in parts.iter_mut().zip(self.stored) {
-            *part = &stored[from..from + lines * 4];
+    /// What a function makes of the `N` words from byte `from` on of each block, to as many lines from `first` on.
+    fn made<const N: usize, const M: usize>(
+        &mut self,
+        from: usize,
+        first: usize,
+        make: impl Fn([Words; N]) -> [Words; M],
+    ) {
+        let mut words = [[0; PANEL_ROWS]; N];
+        for row in 0..self.stored.count {
+            let (four, _) = self.stored.row(row)[from..from + N * 4].as_chunks();
+            words.iter_mut().zip(four).for_each(|(words, four)| words[row] = u32::from_le_bytes(*four));
         }
-        parts
+        let made = make(words);
+        let out = &mut self.record.as_chunks_mut::<4>().0[first * PANEL_ROWS..][..M * PANEL_ROWS];
+        out.iter_mut().zip(made.as_flattened()).for_each(|(out, word)| *out = word.to_le_bytes());
     }
 
     /// The same of what a function makes of a block.
-    fn made<const N: usize>(&mut self, first: usize, make: impl Fn(&[u8]) -> [u8; N]) {
-        let mut made = [[0; N]; PANEL_ROWS];
-        let mut parts = [&[][..]; PANEL_ROWS];
-        for (made, stored) in made.iter_mut().zip(self.stored) {
-            *made = make(stored);
+    fn made_of_blocks<const M: usize>(&mut self, first: usize, make: impl Fn(&[u8]) -> [u8; M]) {
+        let lines = self.record[first * LINE_BYTES..][..M * PANEL_ROWS].as_chunks_mut::<LINE_BYTES>().0;
+        for row in 0..self.stored.count {
+            let made = make(self.stored.row(row));
+            for (line, four) in lines.iter_mut().zip(made.as_chunks::<4>().0) {
+                line.as_chunks_mut::<4>().0[row] = *four;
+            }
         }
-        parts.iter_mut().zip(&made).for_each(|(part, made)| *part = made);
-        let out = &mut self.record.as_chunks_mut::<LINE_BYTES>().0[first..first + N / 4];
-        simd::interleave(self.simd, &parts[..self.stored.len()], out);
     }
 
     /// The f16 at byte `from` of each block, to those from byte `at` on. Whether all are numbers.
     fn halves(&mut self, from: usize, at: usize) -> bool {
-        let mut finite = true;
-        for (stored, out) in self.stored.iter().zip(self.record[at..].as_chunks_mut::<2>().0) {
-            *out = [stored[from], stored[from + 1]];
-            finite &= u16::from_le_bytes(*out) & 0x7c00 != 0x7c00;
+        let mut halves = [0; PANEL_ROWS];
+        for (row, half) in halves[..self.stored.count].iter_mut().enumerate() {
+            let stored = self.stored.row(row);
+            *half = u16::from_le_bytes([stored[from], stored[from + 1]]);
         }
-        finite
+        let out = &mut self.record[at..at + PANEL_ROWS * 2];
+        out.as_chunks_mut().0.iter_mut().zip(halves).for_each(|(out, half)| *out = half.to_le_bytes());
+        halves.iter().fold(true, |finite, half| finite & (half & 0x7c00 != 0x7c00))
     }
 
     /// Octet `o`: a block of 32 values.
@@ -111,11 +114,11 @@ impl<'a> Blocks<'a> {
             Format::Q4_1 => self.lines([4, 4], codes + 4 * o),
             Format::Q5_0 => {
                 self.lines([6, 4], codes + 5 * o + 1);
-                self.made(codes + 5 * o, |block| by_bytes([block[2], block[3], block[4], block[5]]));
+                self.made(2, codes + 5 * o, |[bits]| [by_bytes(bits)]);
             }
             Format::Q5_1 => {
                 self.lines([8, 4], codes + 5 * o + 1);
-                self.made(codes + 5 * o, |block| by_bytes([block[4], block[5], block[6], block[7]]));
+                self.made(4, codes + 5 * o, |[bits]| [by_bytes(bits)]);
             }
             _ => unreachable!("a format of large blocks or of floats"),
         }
@@ -135,7 +138,7 @@ impl<'a> Blocks<'a> {
                     self.every_other_line(48, codes + 1);
                     self.lines([80, 24], codes + 16);
                 }
-                self.made(0, |block| sixes(&block[4..16]));
+                self.made(4, 0, sixes);
                 (0, Some(2))
             }
             Format::Q2K => {
@@ -147,7 +150,7 @@ impl<'a> Blocks<'a> {
                 self.every_other_line(0, codes);
                 self.every_other_line(32, codes + 1);
                 self.lines([64, 8], codes + 16);
-                self.made(0, |block| q3_k_scales(&block[96..108]).map(|s| s as u8));
+                self.made_of_blocks(0, |block| q3_k_scales(&block[96..108]).map(|s| s as u8));
                 (108, None)
             }
             Format::Q6K => {
@@ -161,7 +164,7 @@ impl<'a> Blocks<'a> {
             }
             Format::Iq4Xs => {
                 self.lines([8, 32], codes);
-                self.made(0, iq4_xs_scales);
+                self.made_of_blocks(0, iq4_xs_scales);
                 (0, None)
             }
             _ => unreachable!("a format of small blocks or of floats"),
@@ -172,38 +175,38 @@ impl<'a> Blocks<'a> {
 }
 
 /// A bit for each of 32 values: of value `4 i + b` to bit `i` of byte `b`.
-fn by_bytes(bits: [u8; 4]) -> [u8; 4] {
-    // Bits by fours to bits by bytes: the nibbles' bits, transposed as 8 x 4.
-    let bits = u32::from_le_bytes(bits);
-    std::array::from_fn(|b| {
-        let every_fourth = bits >> b & 0x1111_1111;
-        // Bits 0, 4, ... 28 together: by twos, fours and eight.
-        let twos = (every_fourth | every_fourth >> 3) & 0x0303_0303;
-        let fours = (twos | twos >> 6) & 0x000f_000f;
-        (fours | fours >> 12) as u8
+fn by_bytes(bits: Words) -> Words {
+    // The number of a bit has five bits itself; those of `b`, the last two, come to the front. Each step swaps two of
+    // the five: the first has bits whose numbers have 1 at the 2's and 0 at the 16's change places with those 14 on.
+    const STEPS: [(u32, u32); 4] = [(14, 0x0000_cccc), (7, 0x00aa_00aa), (2, 0x0c0c_0c0c), (1, 0x2222_2222)];
+    STEPS.into_iter().fold(bits, |bits, (distance, first)| {
+        bits.map(|bits| {
+            let differ = (bits ^ bits >> distance) & first;
+            bits ^ differ ^ differ << distance
+        })
     })
 }
 
 fn iq4_xs_scales(block: &[u8]) -> [u8; 8] {
     let high = u16::from_le_bytes([block[2], block[3]]);
-    std::array::from_fn(|g| {
+    from_fn(|g| {
         let low = block[4 + g / 2] >> (g % 2 * 4) & 15;
         (low | ((high >> (g * 2) & 3) << 4) as u8).wrapping_sub(32)
     })
 }
 
-/// The 12 bytes of scales and minima of Q4_K and Q5_K as [`Scales::Sixes`] has them; `k_scale_min` of lingqu_tensor is
-/// the definition.
-fn sixes(stored: &[u8]) -> [u8; 12] {
-    let (low, low_min, both) = (&stored[..4], &stored[4..8], &stored[8..]);
-    let mut out = [0; 12];
-    for j in 0..4 {
-        let min = both[j] >> 4 | low_min[j] >> 6 << 4;
-        out[j] = low[j] & 63 | (min & 3) << 6;
-        out[4 + j] = both[j] & 15 | low[j] >> 6 << 4 | (min >> 2 & 3) << 6;
-        out[8 + j] = low_min[j] & 63 | (min >> 4) << 6;
-    }
-    out
+/// The 12 bytes of scales and minima of Q4_K and Q5_K as [`Scales::Sixes`] has them, four at a time; `k_scale_min` of
+/// lingqu_tensor is the definition.
+fn sixes([low, low_min, both]: [Words; 3]) -> [Words; 3] {
+    const SIX: u32 = 0x3f3f_3f3f;
+    const FOUR: u32 = 0x0f0f_0f0f;
+    const TWO: u32 = 0x0303_0303;
+    let min: Words = from_fn(|r| both[r] >> 4 & FOUR | (low_min[r] >> 6 & TWO) << 4);
+    [
+        from_fn(|r| low[r] & SIX | (min[r] & TWO) << 6),
+        from_fn(|r| both[r] & FOUR | (low[r] >> 6 & TWO) << 4 | (min[r] >> 2 & TWO) << 6),
+        from_fn(|r| low_min[r] & SIX | (min[r] >> 4 & TWO) << 6),
+    ]
 }
 
 #[cfg(test)]
@@ -213,7 +216,7 @@ mod tests {
     #[test]
     fn bits_of_small_blocks_go_to_bytes() {
         for bits in [0u32, u32::MAX, 0x8000_0001, 0x1234_5678, 0xdead_beef] {
-            let bytes = by_bytes(bits.to_le_bytes());
+            let bytes = by_bytes([bits; PANEL_ROWS])[3].to_le_bytes();
             for value in 0..32 {
                 assert_eq!(
                     bytes[value % 4] >> (value / 4) & 1,

@@ -8,7 +8,6 @@ use lingqu_tensor::HostTensor;
 
 use super::{Scheme, pack, panel_bytes, scheme};
 use crate::Result;
-use crate::isa::Simd;
 use crate::region::{Region, Regions};
 use crate::simd::PANEL_ROWS;
 use crate::team::Team;
@@ -46,11 +45,11 @@ const PART_PANELS: usize = 64;
 
 impl Stacked {
     /// Repacks a panel. Whether all its scales are numbers.
-    pub fn pack(&self, simd: Simd, number: usize, out: &mut [u8]) -> bool {
+    pub fn pack(&self, number: usize, out: &mut [u8]) -> bool {
         let row_bytes = self.tensor.row_bytes();
         let count = (self.tensor.rows - number * PANEL_ROWS).min(PANEL_ROWS);
         let rows = &self.tensor.data.as_slice()[number * PANEL_ROWS * row_bytes..][..count * row_bytes];
-        pack::panel(simd, self, rows, out)
+        pack::panel(self, rows, out)
     }
 
     /// Says that a panel was repacked for good.
@@ -119,7 +118,7 @@ impl Pack {
     /// [`BackendError::Tensor`] for a scale that is NaN or infinite.
     ///
     /// [`BackendError::Tensor`]: lingqu_backend::BackendError::Tensor
-    pub fn run(&self, simd: Simd, team: &Team, until: Option<Instant>) -> Result<bool> {
+    pub fn run(&self, team: &Team, until: Option<Instant>) -> Result<bool> {
         let Some(stacked) = self.stacked() else { return Ok(true) };
         // SAFETY: nobody writes it but this call, nor reads panels that are not repacked.
         let shares = unsafe { self.memory.shares() };
@@ -139,7 +138,7 @@ impl Pack {
                 let at = now.at + number * now.panel_bytes;
                 // SAFETY: each panel is taken once.
                 let out = unsafe { shares.part(at..at + now.panel_bytes) };
-                if !now.pack(simd, number, out) {
+                if !now.pack(number, out) {
                     self.broken.store(true, Ordering::Relaxed);
                 }
                 now.count(number);

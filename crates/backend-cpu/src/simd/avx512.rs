@@ -189,57 +189,6 @@ unsafe fn small<const N: usize, const PLAN: u8, const MINS: bool>(step: &Step<'_
     }
 }
 
-/// See [`super::interleave`].
-///
-/// # Safety
-/// There must be at most 16 rows, each of four bytes to a line.
-#[target_feature(enable = "avx512f")]
-pub(super) unsafe fn interleave(rows: &[&[u8]], out: &mut [[u8; 64]]) {
-    for (i, out) in out.chunks_mut(16).enumerate() {
-        let here = ((1u32 << out.len()) - 1) as __mmask16;
-        let a: [__m512i; 16] = std::array::from_fn(|r| match rows.get(r) {
-            // SAFETY: the caller's: so many words of four bytes are there.
-            Some(row) => unsafe { _mm512_maskz_loadu_epi32(here, row.as_ptr().add(i * 64).cast()) },
-            None => _mm512_setzero_si512(),
-        });
-        for (line, out) in transpose(a).into_iter().zip(out) {
-            // SAFETY: a line of 64 bytes.
-            unsafe { _mm512_storeu_si512(out.as_mut_ptr().cast(), line) };
-        }
-    }
-}
-
-/// Transposes 16 x 16 words.
-#[inline]
-#[target_feature(enable = "avx512f")]
-fn transpose(a: [__m512i; 16]) -> [__m512i; 16] {
-    // Within 128-bit lanes: pairs of rows, then fours.
-    let b: [__m512i; 16] = std::array::from_fn(|i| match i % 2 {
-        0 => _mm512_unpacklo_epi32(a[i], a[i + 1]),
-        _ => _mm512_unpackhi_epi32(a[i - 1], a[i]),
-    });
-    // c[4 k + j]: rows 4k..4k+4, column j of each lane.
-    let c: [__m512i; 16] = std::array::from_fn(|i| {
-        let (k, j) = (i / 4 * 4, i % 4);
-        match j % 2 {
-            0 => _mm512_unpacklo_epi64(b[k + j / 2], b[k + j / 2 + 2]),
-            _ => _mm512_unpackhi_epi64(b[k + j / 2], b[k + j / 2 + 2]),
-        }
-    });
-    std::array::from_fn(|i| {
-        // Lanes of four vectors to column `4 lane + j`.
-        let (lane, j) = (i / 4, i % 4);
-        let (first, second) = match lane / 2 {
-            0 => (_mm512_shuffle_i32x4::<0x44>(c[j], c[4 + j]), _mm512_shuffle_i32x4::<0x44>(c[8 + j], c[12 + j])),
-            _ => (_mm512_shuffle_i32x4::<0xee>(c[j], c[4 + j]), _mm512_shuffle_i32x4::<0xee>(c[8 + j], c[12 + j])),
-        };
-        match lane % 2 {
-            0 => _mm512_shuffle_i32x4::<0x88>(first, second),
-            _ => _mm512_shuffle_i32x4::<0xdd>(first, second),
-        }
-    })
-}
-
 /// # Safety
 /// `Dots::check` must have passed.
 #[target_feature(enable = "avx512f")]

@@ -11,6 +11,7 @@ mod avx2;
 mod avx512;
 #[cfg(target_arch = "x86_64")]
 pub(crate) mod groups;
+mod interleave;
 mod portable;
 #[cfg(target_arch = "x86_64")]
 mod records;
@@ -30,6 +31,8 @@ use crate::isa::Simd;
 use crate::panels::LINE_BYTES;
 use crate::panels::{Panels, Record};
 use crate::unpack;
+
+pub(crate) use interleave::{Strided, interleave};
 
 /// Weight rows of a panel: outputs that are computed side by side.
 pub(crate) const PANEL_ROWS: usize = 16;
@@ -182,23 +185,6 @@ pub(crate) fn ask(first: *const u8, line: usize) {
     use std::arch::x86_64::{_MM_HINT_T0, _mm_prefetch};
     // SAFETY: a hint, of SSE.
     unsafe { _mm_prefetch::<_MM_HINT_T0>(first.wrapping_add(line * LINE_BYTES).cast()) };
-}
-
-/// Lines of four bytes of each of up to 16 rows: bytes `4 i..4 i + 4` of row `r` to bytes `4 r..` of line `i`. Rows
-/// that are not there are zeros.
-pub(crate) fn interleave(simd: Simd, rows: &[&[u8]], out: &mut [[u8; 64]]) {
-    assert!(rows.len() <= PANEL_ROWS && rows.iter().all(|row| row.len() == out.len() * 4));
-    #[cfg(target_arch = "x86_64")]
-    if simd.isa() >= Isa::Avx512 {
-        // SAFETY: a `Simd` of this set exists; the lengths were checked.
-        return unsafe { avx512::interleave(rows, out) };
-    }
-    let _ = simd;
-    for (r, row) in rows.iter().enumerate() {
-        for (four, line) in row.as_chunks::<4>().0.iter().zip(&mut *out) {
-            line.as_chunks_mut::<4>().0[r] = *four;
-        }
-    }
 }
 
 /// Sums of products, spread over lanes: lane `j` has the values `j, j + 16, ...` in order.
