@@ -33,7 +33,7 @@ const FLOAT_TILE_ROWS: usize = 32;
 const STREAMED_ROWS_MAX: usize = 23;
 /// Rows up to which a core of AMD's reads one stream faster, without asking ahead (Zen 4, measured; one of Intel's
 /// reads four faster, asked for ahead).
-const ONE_STREAM_ROWS_MAX: usize = 2;
+const ONE_STREAM_ROWS_MAX: usize = 3;
 /// Panels of one stream that are read by one call: what comes before and after the kernel took 6% of a step.
 const IN_TURN: usize = 16;
 const _: () = assert!(STREAMS.is_multiple_of(tiles::TOGETHER), "pieces are cut at multiples of both");

@@ -2,10 +2,11 @@
 
 use std::arch::asm;
 use std::arch::x86_64::*;
+use std::mem::MaybeUninit;
 
 use super::records::{BYTES16, Integers, Source, code, halves, pairs};
 use super::steps::{self, Step, kernels};
-use super::{CHUNK, Dots, FLOAT_ROWS, LANES, LaneSums, OCTET, PANEL_ROWS, QuantRows, Run, Sums};
+use super::{CHUNK, Dots, FLOAT_ROWS, LANES, LaneSums, OCTET, OCTETS, PANEL_ROWS, QuantRows, Run, Sums, pair_place};
 use crate::panels::Record;
 
 /// # Safety
@@ -154,31 +155,47 @@ unsafe fn small<const N: usize, const PLAN: u8, const MINS: bool>(step: &Step<'_
     let rows: &[u32; N] = rows.first_chunk().expect("as many rows");
     let acc: &mut [Sums; N] = acc.first_chunk_mut().expect("sums for each row");
     let (codes, mins) = (Source::of(record), scheme.mins_at(octets));
-    let offset = -i32::from(scheme.offset);
     // SAFETY: the caller's: the blocks lie in each row of v, d and sums; the records are whole.
     unsafe {
+        let offset = _mm256_set1_epi32(-i32::from(scheme.offset));
         let mut sums: [__m512; N] = std::array::from_fn(|n| _mm512_loadu_ps(acc[n].as_ptr()));
+        let mut of_x = [[MaybeUninit::uninit(); N]; 2];
         for number in 0..records {
             let (bytes, source) = (bytes.as_ptr().add(number * bytes.len()), codes.after(number * bytes.len()));
-            let start = start + number * CHUNK;
+            for plane in 0..planes {
+                for n in 0..N {
+                    let at = (rows[n] as usize * planes + plane) * stride + start + number * CHUNK;
+                    of_x[plane][n].write(OfRow {
+                        v: v.as_ptr().add(at),
+                        d: _mm256_loadu_ps(d.as_ptr().add(at / OCTET)),
+                        sums: of_octets::<MINS>(sums32.as_ptr().add(at / OCTET), offset),
+                    });
+                }
+            }
             for o in 0..octets {
                 step.fetch_ahead(o);
                 let w_d = halves(bytes.add(o * PANEL_ROWS * 2));
                 for plane in 0..planes {
-                    let at: [usize; N] = std::array::from_fn(|n| (rows[n] as usize * planes + plane) * stride + start);
-                    let x_sums = at.map(|at| i32::from(*sums32.as_ptr().add(at / OCTET + super::pair_place(o))));
-                    let mut dots = x_sums.map(|sum| _mm512_set1_epi32(offset * sum));
-                    let x = at.map(|at| v.as_ptr().add(at + o * OCTET));
+                    let of_x = of_x[plane].each_ref().map(|of| of.assume_init_ref());
+                    let mut dots = match MINS {
+                        false => of_x.map(|of| _mm512_set1_epi32(*(&raw const of.sums).cast::<i32>().add(o))),
+                        true => [_mm512_setzero_si512(); N],
+                    };
+                    let x = of_x.map(|of| of.v.add(o * OCTET));
                     let code = |i| code::<PLAN>(source, [o / 4, o % 4], i);
                     dot_lines!(&mut dots, x, code, [0 1 2 3 4 5 6 7]);
                     for n in 0..N {
-                        let x_d = _mm512_set1_ps(*d.as_ptr().add(at[n] / OCTET + o));
                         let mut t = _mm512_mul_ps(w_d, _mm512_cvtepi32_ps(dots[n]));
                         if MINS {
                             let min = halves(bytes.add(mins + o * PANEL_ROWS * 2));
-                            t = _mm512_fmadd_ps(min, _mm512_set1_ps(x_sums[n] as f32), t);
+                            t = _mm512_fmadd_ps(
+                                min,
+                                _mm512_set1_ps(*(&raw const of_x[n].sums).cast::<f32>().add(o)),
+                                t,
+                            );
                         }
-                        sums[n] = _mm512_fmadd_ps(x_d, t, sums[n]);
+                        sums[n] =
+                            _mm512_fmadd_ps(_mm512_set1_ps(*(&raw const of_x[n].d).cast::<f32>().add(o)), t, sums[n]);
                     }
                 }
             }
@@ -188,6 +205,45 @@ unsafe fn small<const N: usize, const PLAN: u8, const MINS: bool>(step: &Step<'_
         }
     }
 }
+
+/// What small blocks want to know of a row in a record.
+#[derive(Clone, Copy)]
+struct OfRow {
+    v: *const i8,
+    /// Of each octet, from here on.
+    d: __m256,
+    /// See [`of_octets`].
+    sums: __m256i,
+}
+
+/// Of each octet in order, what dots start with for codes with an offset; where there are minima, the sum as a float.
+///
+/// # Safety
+/// The sums of a whole record must be there.
+#[inline]
+#[target_feature(enable = "avx512f,avx512vl")]
+unsafe fn of_octets<const MINS: bool>(sums: *const i16, offset: __m256i) -> __m256i {
+    // SAFETY: the caller's; the places are eight words.
+    unsafe {
+        let places = _mm256_loadu_si256(const { &PLACES }.as_ptr().cast());
+        let sums = _mm256_permutexvar_epi32(places, _mm256_cvtepi16_epi32(_mm_loadu_si128(sums.cast())));
+        match MINS {
+            false => _mm256_mullo_epi32(sums, offset),
+            true => _mm256_castps_si256(_mm256_cvtepi32_ps(sums)),
+        }
+    }
+}
+
+/// The [`pair_place`] of each octet.
+const PLACES: [i32; OCTETS] = {
+    let mut places = [0; OCTETS];
+    let mut o = 0;
+    while o < OCTETS {
+        places[o] = pair_place(o) as i32;
+        o += 1;
+    }
+    places
+};
 
 /// # Safety
 /// `Dots::check` must have passed.

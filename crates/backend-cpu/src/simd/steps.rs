@@ -3,14 +3,15 @@
 use super::{CHUNK, OCTETS, QuantRows, Run, STREAMS, Sums, ask};
 use crate::panels::{LINE_BYTES, Record};
 
-/// Rows up to which a panel is read from its first record to its last by one call, where panels are read in turn.
-const STRIP_ROWS_MAX: usize = 4;
+/// Rows that a kernel is made for at most. For so many a panel is read from its first record to its last by one call,
+/// where panels are read in turn.
+const KERNEL_ROWS_MAX: usize = 4;
 
 /// Adds the dots of records with as many rows as the function is made for. It must have the instructions that it uses,
 /// and `Run::check` must have passed for the step and these rows.
 pub(super) type Kernel = unsafe fn(&Step<'_>, &[u32], &mut [Sums]);
 
-/// The kernels of a scheme for 1, 2 and 4 rows: `$large::<N, PLAN, SCALES>` or `$small::<N, PLAN, MINS>`.
+/// The kernels of a scheme for 1 to 4 rows: `$large::<N, PLAN, SCALES>` or `$small::<N, PLAN, MINS>`.
 macro_rules! kernels {
     ($scheme:expr, $large:ident, $small:ident) => {{
         fn kernel<const N: usize>(scheme: &crate::panels::Scheme) -> crate::simd::steps::Kernel {
@@ -30,7 +31,7 @@ macro_rules! kernels {
             }
         }
         let scheme = $scheme;
-        [kernel::<1>(scheme), kernel::<2>(scheme), kernel::<4>(scheme)]
+        [kernel::<1>(scheme), kernel::<2>(scheme), kernel::<3>(scheme), kernel::<4>(scheme)]
     }};
 }
 pub(super) use kernels;
@@ -80,14 +81,14 @@ impl Step<'_> {
     }
 }
 
-/// kernels: of the run's scheme, for 1, 2 and 4 rows
+/// kernels: of the run's scheme, for 1 to 4 rows
 ///
 /// # Safety
 /// `Run::check` must have passed; the kernels must be those of the scheme, and the machine must have what they use.
-pub(super) unsafe fn run(run: Run<'_>, kernels: [Kernel; 3], sums: &mut [Sums]) {
+pub(super) unsafe fn run(run: Run<'_>, kernels: [Kernel; KERNEL_ROWS_MAX], sums: &mut [Sums]) {
     let Run { panels, first, count, in_turn, x, rows } = run;
-    if in_turn && rows.len() <= STRIP_ROWS_MAX && rows.len().is_power_of_two() {
-        let kernel = kernels[rows.len().ilog2() as usize];
+    if in_turn && rows.len() <= KERNEL_ROWS_MAX {
+        let kernel = kernels[rows.len() - 1];
         let whole = panels.whole_records();
         let parts = [(0, whole), (whole, panels.records() - whole)];
         for (k, sums) in sums.chunks_exact_mut(rows.len()).enumerate() {
@@ -108,17 +109,10 @@ pub(super) unsafe fn run(run: Run<'_>, kernels: [Kernel; 3], sums: &mut [Sums]) 
         let ahead = Ahead::share(streams, record.bytes.len() / LINE_BYTES, share);
         let mut step = Step { x, record, records: 1, ahead };
         let sums = &mut sums[k * rows.len()..(k + 1) * rows.len()];
-        let mut at = 0;
-        while at < rows.len() {
-            let (kernel, n) = match rows.len() - at {
-                4.. => (kernels[2], 4),
-                2.. => (kernels[1], 2),
-                _ => (kernels[0], 1),
-            };
+        for (rows, sums) in rows.chunks(KERNEL_ROWS_MAX).zip(sums.chunks_mut(KERNEL_ROWS_MAX)) {
             // SAFETY: the caller's; the kernel is that of so many rows.
-            unsafe { kernel(&step, &rows[at..at + n], &mut sums[at..at + n]) };
+            unsafe { kernels[rows.len() - 1](&step, rows, sums) };
             step.ahead = Ahead::NOTHING; // has been asked for
-            at += n;
         }
     }
 }
