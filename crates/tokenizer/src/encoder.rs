@@ -118,7 +118,9 @@ impl EncoderParts {
         if self.vocab.is_empty() {
             return invalid("vocab".into(), "is empty".into());
         }
+        let mut longest = 0;
         for (content, id) in self.contents() {
+            longest = longest.max(content.len());
             if id as usize >= VOCAB_SIZE_MAX {
                 return invalid(format!("token {id}"), format!("ids must be below {VOCAB_SIZE_MAX}"));
             }
@@ -131,7 +133,6 @@ impl EncoderParts {
             return invalid("merges".into(), format!("{} are more than {MERGES_MAX}", self.merges.len()));
         }
         // The library looks up the rest, but has room for a token of the vocabulary's longest alone.
-        let longest = self.contents().map(|(content, _)| content.len()).max().unwrap_or(0);
         match self.merges.iter().position(|(left, right)| left.len() + right.len() > longest) {
             Some(rank) => invalid(format!("merges[{rank}]"), "makes what is not in the vocabulary".into()),
             None => Ok(()),

@@ -9,7 +9,8 @@ use super::repack::Stacked;
 use super::{LINE_BYTES, Scales, Scheme};
 use crate::simd::{CHUNK, OCTET, OCTETS, PANEL_ROWS, Strided, interleave};
 
-/// Up to 16 stored rows to a panel, which is zeros. Whether all scales are numbers.
+/// Up to 16 stored rows to a panel, of which what belongs to rows that are not there need not be zeros. Whether all
+/// scales are numbers.
 pub(super) fn panel(of: &Stacked, rows: &[u8], out: &mut [u8]) -> bool {
     let Stacked { ref tensor, scheme, .. } = *of;
     let (format, cols, row_bytes) = (tensor.format, tensor.cols, tensor.row_bytes());

@@ -178,7 +178,7 @@ unsafe fn small<const N: usize, const PLAN: u8, const MINS: bool>(step: &Step<'_
                 for plane in 0..planes {
                     let of_x = of_x[plane].each_ref().map(|of| of.assume_init_ref());
                     let mut dots = match MINS {
-                        false => of_x.map(|of| _mm512_set1_epi32(*(&raw const of.sums).cast::<i32>().add(o))),
+                        false => of_x.map(|of| _mm512_set1_epi32(word(&of.sums, o))),
                         true => [_mm512_setzero_si512(); N],
                     };
                     let x = of_x.map(|of| of.v.add(o * OCTET));
@@ -188,14 +188,9 @@ unsafe fn small<const N: usize, const PLAN: u8, const MINS: bool>(step: &Step<'_
                         let mut t = _mm512_mul_ps(w_d, _mm512_cvtepi32_ps(dots[n]));
                         if MINS {
                             let min = halves(bytes.add(mins + o * PANEL_ROWS * 2));
-                            t = _mm512_fmadd_ps(
-                                min,
-                                _mm512_set1_ps(*(&raw const of_x[n].sums).cast::<f32>().add(o)),
-                                t,
-                            );
+                            t = _mm512_fmadd_ps(min, _mm512_set1_ps(word(&of_x[n].sums, o)), t);
                         }
-                        sums[n] =
-                            _mm512_fmadd_ps(_mm512_set1_ps(*(&raw const of_x[n].d).cast::<f32>().add(o)), t, sums[n]);
+                        sums[n] = _mm512_fmadd_ps(_mm512_set1_ps(word(&of_x[n].d, o)), t, sums[n]);
                     }
                 }
             }
@@ -214,6 +209,17 @@ struct OfRow {
     d: __m256,
     /// See [`of_octets`].
     sums: __m256i,
+}
+
+/// One of the eight words of a vector of 256 bits, from memory, so that it can be broadcast from there.
+///
+/// # Safety
+/// `V` must be such a vector, `T` have 32 bits that may be any, and `i` be below 8.
+#[inline(always)]
+unsafe fn word<V, T: Copy>(vector: &V, i: usize) -> T {
+    const { assert!(size_of::<V>() == 32 && size_of::<T>() == 4) }
+    // SAFETY: the caller's.
+    unsafe { *(&raw const *vector).cast::<T>().add(i) }
 }
 
 /// Of each octet in order, what dots start with for codes with an offset; where there are minima, the sum as a float.
