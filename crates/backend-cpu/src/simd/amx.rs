@@ -27,7 +27,15 @@ use crate::unpack;
 /// Whether the machine has AMX with int8 and the system lets us use it.
 pub(crate) fn available() -> bool {
     static AVAILABLE: OnceLock<bool> = OnceLock::new();
-    *AVAILABLE.get_or_init(|| has_instructions() && has_permission())
+    *AVAILABLE.get_or_init(|| has_instructions() && has_permission() || emulated())
+}
+
+/// Whether instructions on tiles end in an emulator (a feature for tests).
+fn emulated() -> bool {
+    #[cfg(all(feature = "emulated-amx", target_os = "linux"))]
+    return super::emulated::install();
+    #[cfg(not(all(feature = "emulated-amx", target_os = "linux")))]
+    false
 }
 
 fn has_instructions() -> bool {

@@ -9,6 +9,8 @@ pub(crate) mod amx;
 mod avx2;
 #[cfg(target_arch = "x86_64")]
 mod avx512;
+#[cfg(all(feature = "emulated-amx", target_arch = "x86_64", target_os = "linux"))]
+mod emulated;
 #[cfg(target_arch = "x86_64")]
 pub(crate) mod groups;
 mod interleave;
