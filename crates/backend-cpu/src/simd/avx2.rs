@@ -11,7 +11,7 @@ use crate::panels::{Plan, Record};
 /// # Safety
 /// `Run::check` must have passed.
 pub(super) unsafe fn run(run: Run<'_>, sums: &mut [Sums]) {
-    let kernels = kernels!(&run.panels.scheme, large, small);
+    let kernels = kernels!(&run.panels.scheme, large, small, eight: false);
     // SAFETY: the caller's; these are the kernels of the scheme.
     unsafe { steps::run(run, kernels, sums) };
 }

@@ -12,7 +12,7 @@ use crate::panels::Record;
 /// # Safety
 /// `Run::check` must have passed.
 pub(super) unsafe fn run(run: Run<'_>, sums: &mut [Sums]) {
-    let kernels = kernels!(&run.panels.scheme, large, small);
+    let kernels = kernels!(&run.panels.scheme, large, small, eight: true);
     // SAFETY: the caller's; these are the kernels of the scheme.
     unsafe { steps::run(run, kernels, sums) };
 }
@@ -67,17 +67,17 @@ unsafe fn large<const N: usize, const PLAN: u8, const SCALES: u8>(step: &Step<'_
     unsafe {
         let mut out: [__m512; N] = std::array::from_fn(|n| _mm512_loadu_ps(acc[n].as_ptr()));
         for number in 0..records {
-            let (source, integers) = (codes.after(number * record_bytes), scales.after(number * record_bytes));
+            let (mut source, integers) = (codes.after(number * record_bytes), scales.after(number * record_bytes));
             let start = record.start + number * CHUNK;
             for plane in 0..planes {
                 let at: [usize; N] = std::array::from_fn(|n| (rows[n] as usize * planes + plane) * stride + start);
                 let x: [*const i8; N] = at.map(|at| v.as_ptr().add(at));
                 let mut sums = [_mm512_setzero_si512(); N];
                 for t in 0..2 {
-                    octet::<N, PLAN, SCALES, 0>(step, (source, integers), x, t, &mut sums);
-                    octet::<N, PLAN, SCALES, 1>(step, (source, integers), x, t, &mut sums);
-                    octet::<N, PLAN, SCALES, 2>(step, (source, integers), x, t, &mut sums);
-                    octet::<N, PLAN, SCALES, 3>(step, (source, integers), x, t, &mut sums);
+                    octet::<N, PLAN, SCALES, 0>(step, (&mut source, integers), x, t, &mut sums);
+                    octet::<N, PLAN, SCALES, 1>(step, (&mut source, integers), x, t, &mut sums);
+                    octet::<N, PLAN, SCALES, 2>(step, (&mut source, integers), x, t, &mut sums);
+                    octet::<N, PLAN, SCALES, 3>(step, (&mut source, integers), x, t, &mut sums);
                 }
                 let (group_sums, group) = if pairs(SCALES) == 8 { (sums16, 16) } else { (sums32, 32) };
                 let x_sums: [*const i32; N] = at.map(|at| group_sums.as_ptr().add(at / group).cast());
@@ -117,7 +117,7 @@ unsafe fn large<const N: usize, const PLAN: u8, const SCALES: u8>(step: &Step<'_
 #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512vnni")]
 unsafe fn octet<const N: usize, const PLAN: u8, const SCALES: u8, const Q: usize>(
     step: &Step<'_>,
-    (source, integers): (Source, Integers),
+    (source, integers): (&mut Source, Integers),
     x: [*const i8; N],
     t: usize,
     sums: &mut [__m512i; N],
@@ -129,7 +129,7 @@ unsafe fn octet<const N: usize, const PLAN: u8, const SCALES: u8, const Q: usize
         for g in 0..groups {
             let mut dots = [_mm512_setzero_si512(); N];
             let x = x.map(|x| x.add((t * 4 + Q) * OCTET));
-            let code = |i| code::<PLAN>(source, [t, Q], i);
+            let code = |i| code::<PLAN>(*source, [t, Q], i);
             match (groups, g) {
                 (1, _) => dot_lines!(&mut dots, x, code, [0 1 2 3 4 5 6 7]),
                 (_, 0) => dot_lines!(&mut dots, x, code, [0 1 2 3]),
@@ -140,6 +140,16 @@ unsafe fn octet<const N: usize, const PLAN: u8, const SCALES: u8, const Q: usize
             for n in 0..N {
                 sums[n] = _mm512_add_epi32(sums[n], _mm512_mullo_epi32(dots[n], s));
             }
+        }
+        // With many rows the compiler would begin further octets before it is done with this one, and write to the
+        // stack what has no register then: the next octet's codes wait for these sums, as it sees it.
+        for sum in sums.iter_mut().filter(|_| N > 4) {
+            asm!(
+                "/* {} {} */",
+                inout(reg) source.0,
+                inout(zmm_reg) *sum,
+                options(pure, readonly, nostack, preserves_flags)
+            );
         }
     }
 }

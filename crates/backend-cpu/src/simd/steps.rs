@@ -1,19 +1,39 @@
 //! The order in which a run's records meet its rows, for sets whose kernels read records themselves.
 
+use std::ops::Range;
+
 use super::{CHUNK, OCTETS, QuantRows, Run, STREAMS, Sums, ask};
 use crate::panels::{LINE_BYTES, Record};
 
-/// Rows that a kernel is made for at most. For so many a panel is read from its first record to its last by one call,
-/// where panels are read in turn.
-const KERNEL_ROWS_MAX: usize = 4;
+/// Rows up to which each number has a kernel. For so many a panel is read from its first record to its last by one
+/// call, where panels are read in turn.
+const FEW_ROWS_MAX: usize = 4;
 
 /// Adds the dots of records with as many rows as the function is made for. It must have the instructions that it uses,
 /// and `Run::check` must have passed for the step and these rows.
 pub(super) type Kernel = unsafe fn(&Step<'_>, &[u32], &mut [Sums]);
 
-/// The kernels of a scheme for 1 to 4 rows: `$large::<N, PLAN, SCALES>` or `$small::<N, PLAN, MINS>`.
+/// The kernels of a scheme.
+pub(super) struct Kernels {
+    /// For 1 to 4 rows.
+    pub few: [Kernel; FEW_ROWS_MAX],
+    /// For 8, where there are registers for so many.
+    pub eight: Option<Kernel>,
+}
+
+impl Kernels {
+    /// For the first of so many rows, and for how many of them.
+    fn first_of(&self, rows: usize) -> (Kernel, usize) {
+        match self.eight {
+            Some(kernel) if rows >= 8 => (kernel, 8),
+            _ => (self.few[rows.min(FEW_ROWS_MAX) - 1], rows.min(FEW_ROWS_MAX)),
+        }
+    }
+}
+
+/// The [`Kernels`] of a scheme: `$large::<N, PLAN, SCALES>` or `$small::<N, PLAN, MINS>`.
 macro_rules! kernels {
-    ($scheme:expr, $large:ident, $small:ident) => {{
+    ($scheme:expr, $large:ident, $small:ident, eight: $eight:expr) => {{
         fn kernel<const N: usize>(scheme: &crate::panels::Scheme) -> crate::simd::steps::Kernel {
             use crate::panels::Plan;
             use crate::simd::records::{BYTES, HALVES, HALVES_AND_ONE, TABLE, with_large};
@@ -31,7 +51,10 @@ macro_rules! kernels {
             }
         }
         let scheme = $scheme;
-        [kernel::<1>(scheme), kernel::<2>(scheme), kernel::<3>(scheme), kernel::<4>(scheme)]
+        crate::simd::steps::Kernels {
+            few: [kernel::<1>(scheme), kernel::<2>(scheme), kernel::<3>(scheme), kernel::<4>(scheme)],
+            eight: if $eight { Some(kernel::<8>(scheme)) } else { None },
+        }
     }};
 }
 pub(super) use kernels;
@@ -46,8 +69,9 @@ pub(super) struct Step<'a> {
     ahead: Ahead,
 }
 
-/// Records that will be read soon, and which of their lines are asked for by this step, one of each in turn: all at
-/// once the lines would wait for each other, and one stream after the other is slower than all side by side.
+/// Records that will be read soon, and which of their lines are asked for by this step, one of each in turn and evenly
+/// over what is computed meanwhile: all at once the lines would wait for each other, and what is computed for them (a
+/// loop of 16 rows on Zen 4 took a third longer), and one stream after the other is slower than all side by side.
 #[derive(Clone, Copy)]
 struct Ahead {
     streams: [*const u8; STREAMS],
@@ -65,6 +89,12 @@ impl Ahead {
         let (first, end) = (lines * k / width, lines * (k + 1) / width);
         Self { streams, first, end, by_octet: (end - first).div_ceil(OCTETS) }
     }
+
+    /// So many of equal parts, of all `parts`.
+    fn part(self, some: Range<usize>, parts: usize) -> Self {
+        let [first, end] = [some.start, some.end].map(|part| self.first + (self.end - self.first) * part / parts);
+        Self { first, end, by_octet: (end - first).div_ceil(OCTETS), ..self }
+    }
 }
 
 impl Step<'_> {
@@ -81,14 +111,14 @@ impl Step<'_> {
     }
 }
 
-/// kernels: of the run's scheme, for 1 to 4 rows
+/// kernels: of the run's scheme
 ///
 /// # Safety
 /// `Run::check` must have passed; the kernels must be those of the scheme, and the machine must have what they use.
-pub(super) unsafe fn run(run: Run<'_>, kernels: [Kernel; KERNEL_ROWS_MAX], sums: &mut [Sums]) {
+pub(super) unsafe fn run(run: Run<'_>, kernels: Kernels, sums: &mut [Sums]) {
     let Run { panels, first, count, in_turn, x, rows } = run;
-    if in_turn && rows.len() <= KERNEL_ROWS_MAX {
-        let kernel = kernels[rows.len() - 1];
+    if in_turn && rows.len() <= FEW_ROWS_MAX {
+        let kernel = kernels.few[rows.len() - 1];
         let whole = panels.whole_records();
         let parts = [(0, whole), (whole, panels.records() - whole)];
         for (k, sums) in sums.chunks_exact_mut(rows.len()).enumerate() {
@@ -107,12 +137,15 @@ pub(super) unsafe fn run(run: Run<'_>, kernels: [Kernel; KERNEL_ROWS_MAX], sums:
         let [_, width] = share;
         let streams = std::array::from_fn(|i| panels.ahead(beside + i.min(width - 1), next, width));
         let ahead = Ahead::share(streams, record.bytes.len() / LINE_BYTES, share);
-        let mut step = Step { x, record, records: 1, ahead };
         let sums = &mut sums[k * rows.len()..(k + 1) * rows.len()];
-        for (rows, sums) in rows.chunks(KERNEL_ROWS_MAX).zip(sums.chunks_mut(KERNEL_ROWS_MAX)) {
+        let mut done = 0;
+        while done < rows.len() {
+            let (kernel, count) = kernels.first_of(rows.len() - done);
+            let these = done..done + count;
+            let step = Step { x, record, records: 1, ahead: ahead.part(these.clone(), rows.len()) };
             // SAFETY: the caller's; the kernel is that of so many rows.
-            unsafe { kernels[rows.len() - 1](&step, rows, sums) };
-            step.ahead = Ahead::NOTHING; // has been asked for
+            unsafe { kernel(&step, &rows[these.clone()], &mut sums[these]) };
+            done += count;
         }
     }
 }
