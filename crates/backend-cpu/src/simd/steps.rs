@@ -84,10 +84,9 @@ struct Ahead {
 impl Ahead {
     const NOTHING: Self = Self { streams: [std::ptr::null(); STREAMS], first: 0, end: 0, by_octet: 0 };
 
-    /// The share of panel `k` of `width` in records of so many lines.
-    fn share(streams: [*const u8; STREAMS], lines: usize, [k, width]: [usize; 2]) -> Self {
-        let (first, end) = (lines * k / width, lines * (k + 1) / width);
-        Self { streams, first, end, by_octet: (end - first).div_ceil(OCTETS) }
+    /// All lines of these records.
+    fn all(streams: [*const u8; STREAMS], lines: usize) -> Self {
+        Self { streams, first: 0, end: lines, by_octet: lines.div_ceil(OCTETS) }
     }
 
     /// So many of equal parts, of all `parts`.
@@ -133,10 +132,9 @@ pub(super) unsafe fn run(run: Run<'_>, kernels: Kernels, sums: &mut [Sums]) {
     }
     for (k, record) in run.records() {
         let next = record.start / CHUNK + 1;
-        let (beside, share) = if in_turn { (first + k, [0, 1]) } else { (first, [k, count]) };
-        let [_, width] = share;
+        let (beside, k_of, width) = if in_turn { (first + k, 0, 1) } else { (first, k, count) };
         let streams = std::array::from_fn(|i| panels.ahead(beside + i.min(width - 1), next, width));
-        let ahead = Ahead::share(streams, record.bytes.len() / LINE_BYTES, share);
+        let ahead = Ahead::all(streams, record.bytes.len() / LINE_BYTES).part(k_of..k_of + 1, width);
         let sums = &mut sums[k * rows.len()..(k + 1) * rows.len()];
         let mut done = 0;
         while done < rows.len() {
