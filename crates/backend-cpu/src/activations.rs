@@ -9,7 +9,7 @@ use crate::Precision;
 use crate::isa::{Simd, per_isa};
 use crate::math::round_i16;
 use crate::memory::Source;
-use crate::simd::{CHUNK, LANES, OCTET, QuantRows, pair_place};
+use crate::simd::{CHUNK, LANES, OCTET, QuantRows, RowChunk, pair_place};
 use crate::team::{Shares, Team, share};
 
 /// What a step of the first of two planes is worth, in steps of the second. 254 and not 256: both planes then stay
@@ -48,49 +48,38 @@ pub(crate) struct Activations {
 #[derive(Default)]
 struct Quantised {
     planes: usize,
-    stride: usize,
-    v: Vec<i8>,
-    d: Vec<f32>,
-    sums16: Vec<i16>,
-    sums32: Vec<i16>,
+    rows: usize,
+    chunks: Vec<RowChunk>,
 }
 
 impl Quantised {
     fn prepare(&mut self, simd: Simd, team: &Team, x: Source<'_>, block: usize, precision: Precision) {
-        let (rows, cols) = (x.rows * x.heads, x.len);
+        let (rows, cols, planes) = (x.rows * x.heads, x.len, precision.planes());
         assert!(cols.is_multiple_of(block), "{cols} columns of a format with blocks of {block}");
-        self.planes = precision.planes();
-        self.stride = cols.next_multiple_of(CHUNK);
-        let vectors = rows * self.planes;
-        let (stride, blocks) = (self.stride, self.stride / block);
-        self.v.resize(vectors * stride, 0);
-        self.d.resize(vectors * blocks, 0.0);
-        self.sums16.resize(vectors * (stride / 16), 0);
-        self.sums32.resize(vectors * (stride / 32), 0);
-        let (v, d) = (Shares::new(&mut self.v), Shares::new(&mut self.d));
-        let (sums16, sums32) = (Shares::new(&mut self.sums16), Shares::new(&mut self.sums32));
-        let planes = self.planes;
+        (self.planes, self.rows) = (planes, rows);
+        self.chunks.resize(cols.div_ceil(CHUNK) * rows * planes, RowChunk::ZERO);
+        let chunks = Shares::new(&mut self.chunks);
+        let quantise = match (block, planes) {
+            (OCTET, 1) => quantise_small,
+            (OCTET, _) => quantise_small_fine,
+            (_, 1) => quantise_large,
+            _ => quantise_large_fine,
+        };
         team.run_if_worth(rows * cols * 2, |member, members| {
             for row in share(rows, member, members) {
-                let part = |per_vector: usize| row * planes * per_vector..(row + 1) * planes * per_vector;
-                // SAFETY: each row is one member's; `self` is borrowed until the team is done.
-                let (v, d) = unsafe { (v.part(part(stride)), d.part(part(blocks))) };
-                // SAFETY: as above.
-                let sums = unsafe { [sums16.part(part(stride / 16)), sums32.part(part(stride / 32))] };
                 let x = x.head(row / x.heads, row % x.heads);
-                match (block, planes) {
-                    (OCTET, 1) => quantise_small(simd, x, v, d, sums),
-                    (OCTET, _) => quantise_small_fine(simd, x, v, d, sums),
-                    (_, 1) => quantise_large(simd, x, v, d, sums),
-                    _ => quantise_large_fine(simd, x, v, d, sums),
+                for (chunk, x) in x.chunks(CHUNK).enumerate() {
+                    let at = (chunk * rows + row) * planes;
+                    // SAFETY: each row is one member's; `self` is borrowed until the team is done.
+                    quantise(simd, x, unsafe { chunks.part(at..at + planes) });
                 }
             }
         });
     }
 
     fn rows(&self, block: usize) -> QuantRows<'_> {
-        let Self { planes, stride, ref v, ref d, ref sums16, ref sums32 } = *self;
-        QuantRows { block, planes, stride, v, d, sums16, sums32 }
+        let Self { planes, rows, ref chunks } = *self;
+        QuantRows { block, planes, rows, chunks }
     }
 }
 
@@ -150,33 +139,26 @@ impl Activations {
 }
 
 per_isa! {
-    fn quantise_small(x: &[f32], v: &mut [i8], d: &mut [f32], sums: [&mut [i16]; 2]) = quantise_plain::<OCTET, 1>
+    fn quantise_small(x: &[f32], planes: &mut [RowChunk]) = quantise_plain::<OCTET, 1>
 }
 per_isa! {
-    fn quantise_small_fine(x: &[f32], v: &mut [i8], d: &mut [f32], sums: [&mut [i16]; 2]) = quantise_plain::<OCTET, 2>
+    fn quantise_small_fine(x: &[f32], planes: &mut [RowChunk]) = quantise_plain::<OCTET, 2>
 }
 per_isa! {
-    fn quantise_large(x: &[f32], v: &mut [i8], d: &mut [f32], sums: [&mut [i16]; 2]) = quantise_plain::<CHUNK, 1>
+    fn quantise_large(x: &[f32], planes: &mut [RowChunk]) = quantise_plain::<CHUNK, 1>
 }
 per_isa! {
-    fn quantise_large_fine(x: &[f32], v: &mut [i8], d: &mut [f32], sums: [&mut [i16]; 2]) = quantise_plain::<CHUNK, 2>
+    fn quantise_large_fine(x: &[f32], planes: &mut [RowChunk]) = quantise_plain::<CHUNK, 2>
 }
 
 /// `x = d v`, rounded to nearest even: with one plane `d = max|x| / 127` over a block; with two, the integer
-/// `max|x| / 32258` counts is `254 v0 + v1`, and `d` is 254 of those steps and one. sums of each 16 and 32 of `v`, at
-/// their [`pair_place`]. v `[planes, stride]`
+/// `max|x| / 32258` counts is `254 v0 + v1`, and `d` is 254 of those steps and one. x: up to 256 values
 #[inline(always)]
-fn quantise_plain<const BLOCK: usize, const PLANES: usize>(
-    x: &[f32],
-    v: &mut [i8],
-    d: &mut [f32],
-    [sums16, sums32]: [&mut [i16]; 2],
-) {
-    let stride = v.len() / PLANES;
-    // For the padding.
-    v.fill(0);
-    sums16.fill(0);
-    sums32.fill(0);
+fn quantise_plain<const BLOCK: usize, const PLANES: usize>(x: &[f32], planes: &mut [RowChunk]) {
+    let planes: &mut [RowChunk; PLANES] = planes.try_into().expect("as many planes");
+    if x.len() < CHUNK {
+        planes.fill(RowChunk::ZERO);
+    }
     for (b, x) in x.as_chunks::<BLOCK>().0.iter().enumerate() {
         let mut most = [0.0f32; 16];
         for x in x.as_chunks::<16>().0 {
@@ -190,25 +172,30 @@ fn quantise_plain<const BLOCK: usize, const PLANES: usize>(
         // A scale whose inverse is infinite stands for values too small to matter.
         let inverse = if most > 1e-33 { steps / most } else { 0.0 };
         let step = most / steps;
-        d[b] = if PLANES == 1 { step } else { step * f32::from(PLANE_STEP) };
+        planes[0].d[b] = if PLANES == 1 { step } else { step * f32::from(PLANE_STEP) };
         if PLANES == 2 {
-            d[stride / BLOCK + b] = step;
+            planes[1].d[b] = step;
         }
-        for (j, x) in x.as_chunks::<16>().0.iter().enumerate() {
-            let at = b * BLOCK + j * 16;
-            let integers = x.map(|x| round_i16(x * inverse));
-            let mut planes = [integers, [0; 16]];
-            if PLANES == 2 {
-                // Nearest, so that the rest stays within -127..=127; at a tie both neighbours leave such a rest.
-                planes[0] = integers.map(|v| round_i16(f32::from(v) * (1.0 / f32::from(PLANE_STEP))));
-                planes[1] = std::array::from_fn(|i| integers[i] - planes[0][i] * PLANE_STEP);
+        for (j, x) in x.as_chunks::<32>().0.iter().enumerate() {
+            let octet = b * (BLOCK / OCTET) + j;
+            let mut sums = [0; PLANES];
+            for half in 0..2 {
+                let sixteen = octet * 2 + half;
+                let integers: [i16; 16] = std::array::from_fn(|i| round_i16(x[half * 16 + i] * inverse));
+                let mut of_planes = [integers, [0; 16]];
+                if PLANES == 2 {
+                    // Nearest, so that the rest stays within -127..=127; at a tie both neighbours leave such a rest.
+                    of_planes[0] = integers.map(|v| round_i16(f32::from(v) * (1.0 / f32::from(PLANE_STEP))));
+                    of_planes[1] = std::array::from_fn(|i| integers[i] - of_planes[0][i] * PLANE_STEP);
+                }
+                for (p, plane) in planes.iter_mut().enumerate() {
+                    plane.v[sixteen * 16..][..16].copy_from_slice(&of_planes[p].map(|v| v as i8));
+                    let sum = sum_of(of_planes[p]);
+                    plane.sums16[pair_place(sixteen)] = sum;
+                    sums[p] += sum;
+                }
             }
-            for (plane, integers) in planes[..PLANES].iter().enumerate() {
-                v[plane * stride + at..][..16].copy_from_slice(&integers.map(|v| v as i8));
-                let sum = sum_of(*integers);
-                sums16[pair_place((plane * stride + at) / 16)] = sum;
-                sums32[pair_place((plane * stride + at) / 32)] += sum;
-            }
+            (0..PLANES).for_each(|p| planes[p].sums32[pair_place(octet)] = sums[p]);
         }
     }
 }
@@ -243,25 +230,25 @@ mod tests {
                 assert_eq!(a.floats().0, x);
                 for block in [OCTET, CHUNK] {
                     let q = a.quantised(block);
-                    let v = q.v;
                     for (i, &x) in x.iter().enumerate() {
                         let (row, col) = (i / cols, i % cols);
-                        let at = |plane| (row * q.planes + plane) * cols + col;
-                        let got: f32 = (0..q.planes).map(|p| q.d[at(p) / block] * f32::from(v[at(p)])).sum();
+                        let planes = q.chunk(col / CHUNK, row);
+                        let d = |plane: usize| planes[plane].d[col % CHUNK / block];
+                        let got: f32 = (0..q.planes).map(|p| d(p) * f32::from(planes[p].v[col % CHUNK])).sum();
                         // Half a step, and what f32 loses on the way at 15 bits.
-                        let step = q.d[at(q.planes - 1) / block];
+                        let step = d(q.planes - 1);
                         assert!((got - x).abs() <= step * 0.51 + 1e-33, "{precision:?}: value {i} at {}", simd.isa());
-                        assert!(v[at(0)] > i8::MIN, "the kernels take no -128");
                     }
-                    for (sums, of) in [(q.sums16, 16), (q.sums32, 32)] {
-                        assert_eq!(sums.len(), v.len() / of);
-                        for (i, v) in v.chunks(of).enumerate() {
-                            assert_eq!(sums[pair_place(i)], v.iter().map(|&v| i16::from(v)).sum::<i16>());
+                    for chunk in q.chunks {
+                        assert!(chunk.v.iter().all(|&v| v > i8::MIN), "the kernels take no -128");
+                        for (sums, of) in [(&chunk.sums16[..], 16), (&chunk.sums32, 32)] {
+                            for (i, v) in chunk.v.chunks(of).enumerate() {
+                                assert_eq!(sums[pair_place(i)], v.iter().map(|&v| i16::from(v)).sum::<i16>());
+                            }
                         }
                     }
                     if let Some(first) = &first {
-                        let f = first.quantised(block);
-                        assert!((f.v, f.sums16, f.sums32) == (q.v, q.sums16, q.sums32) && f.d == q.d, "{}", simd.isa());
+                        assert!(first.quantised(block).chunks == q.chunks, "{}", simd.isa());
                     }
                 }
                 first.get_or_insert(a);
@@ -280,7 +267,8 @@ mod tests {
             a.prepare(simd, &team, Source::packed(&x, 3, cols), wanted, Precision::Int16);
         }
         let q = a.quantised(OCTET);
-        assert_eq!((q.stride, q.rows()), (256, 3));
-        assert!(q.v.chunks(256).all(|v| v[32..].iter().all(|&v| v == 0) && v[..32].iter().any(|&v| v != 0)));
+        assert_eq!((q.count(), q.rows, q.planes), (1, 3, 2));
+        assert!(q.chunks.iter().all(|c| c.v[32..].iter().all(|&v| v == 0) && c.v[..32].iter().any(|&v| v != 0)));
+        assert!(q.chunks.iter().all(|c| c.d[1..] == [0.0; 7] && c.sums32[1..] == [0; 7] && c.sums16[4..] == [0; 12]));
     }
 }

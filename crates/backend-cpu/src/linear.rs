@@ -16,7 +16,8 @@ use crate::memory::{Source, Target};
 use crate::panels::Panels;
 use crate::region::Region;
 use crate::simd::{
-    self as kernels, CHUNK, Codes, Dots, FLOAT_ROWS, LANES, LaneSums, PANEL_ROWS, Run, STREAMS, Sums, reduce,
+    self as kernels, CHUNK, Codes, Dots, FLOAT_ROWS, IN_TURN_ROWS_MAX, LANES, LaneSums, PANEL_ROWS, Run, STREAMS, Sums,
+    reduce,
 };
 use crate::team::Shares;
 use crate::tiles::{self, Arranged};
@@ -31,9 +32,6 @@ const FLOAT_TILE_ROWS: usize = 32;
 
 /// Rows up to which panels are read side by side: a product waits for memory, or would without that.
 const STREAMED_ROWS_MAX: usize = 23;
-/// Rows up to which a core of AMD's reads one stream faster, without asking ahead (Zen 4, measured; one of Intel's
-/// reads four faster, asked for ahead).
-const ONE_STREAM_ROWS_MAX: usize = 3;
 /// Panels of one stream that are read by one call: what comes before and after the kernel took 6% of a step.
 const IN_TURN: usize = 16;
 const _: () = assert!(STREAMS.is_multiple_of(tiles::TOGETHER), "pieces are cut at multiples of both");
@@ -146,7 +144,7 @@ pub(crate) struct PanelScratch {
 impl PanelScratch {
     pub fn new() -> Self {
         let rows =
-            || vec![[0.0; PANEL_ROWS]; ROWS_MAX.max(STREAMS * STREAMED_ROWS_MAX).max(IN_TURN * ONE_STREAM_ROWS_MAX)];
+            || vec![[0.0; PANEL_ROWS]; ROWS_MAX.max(STREAMS * STREAMED_ROWS_MAX).max(IN_TURN * IN_TURN_ROWS_MAX)];
         Self {
             codes: Codes::boxed(),
             floats: vec![0.0; FLOAT_ROWS * CHUNK],
@@ -247,7 +245,7 @@ fn run_packed_panels(
     for start in (0..job.x_rows.count()).step_by(ROWS_MAX) {
         let count = (job.x_rows.count() - start).min(ROWS_MAX);
         let (at_once, in_turn) = match count {
-            ..=ONE_STREAM_ROWS_MAX if is_amd() => (IN_TURN, true),
+            ..=IN_TURN_ROWS_MAX if is_amd() => (IN_TURN, true),
             ..=STREAMED_ROWS_MAX => (STREAMS, false),
             _ => (1, true),
         };

@@ -313,6 +313,11 @@ impl Panels {
         self.cols / CHUNK
     }
 
+    /// Lines of a whole record.
+    pub fn record_lines(&self) -> usize {
+        self.record_bytes / LINE_BYTES
+    }
+
     /// The number of the first panel that is here.
     pub fn start(&self) -> usize {
         self.first

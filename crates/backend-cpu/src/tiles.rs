@@ -95,14 +95,14 @@ mod x86 {
                 let x = x.quantised(block);
                 let raised = if core.simd.isa() == Isa::Amx { 0 } else { twins::RAISED };
                 let all_groups = sixteens.len() * x.planes;
-                let chunks = x.stride / CHUNK;
+                let chunks = x.count();
                 self.all_groups = all_groups;
                 match block {
                     OCTET => self.small.resize(chunks * all_groups, SmallRows::ZERO),
                     _ => self.large.resize(chunks * all_groups, LargeRows::ZERO),
                 }
                 let (small, large) = (Shares::new(&mut self.small), Shares::new(&mut self.large));
-                core.team.run_if_worth(sixteens.len() * GROUP_ROWS * x.stride, |member, members| {
+                core.team.run_if_worth(sixteens.len() * GROUP_ROWS * chunks * CHUNK, |member, members| {
                     for at in share(sixteens.len(), member, members) {
                         let (i, first) = sixteens[at];
                         if !wanted(i) {

@@ -4,8 +4,8 @@ use std::arch::x86_64::*;
 
 use super::records::{BYTES, BYTES16, TABLE, pairs};
 use super::records_avx2::{Half, halves};
-use super::steps::{self, Step, kernels};
-use super::{CHUNK, Dots, FLOAT_ROWS, LANES, LaneSums, OCTET, PANEL_ROWS, QuantRows, Run, Sums};
+use super::steps::{self, Ahead, Step, kernels};
+use super::{CHUNK, Dots, FLOAT_ROWS, LANES, LaneSums, OCTET, PANEL_ROWS, Run, Sums, pair_place};
 use crate::panels::{Plan, Record};
 
 /// # Safety
@@ -94,30 +94,33 @@ unsafe fn octet<const N: usize, const PLAN: u8>(
 /// `Run::check` must have passed for the step and these `N` rows; `PLAN` and `SCALES` must be those of its source and
 /// its scheme.
 #[target_feature(enable = "avx2,fma,f16c")]
-unsafe fn large<const N: usize, const PLAN: u8, const SCALES: u8>(step: &Step<'_>, rows: &[u32], acc: &mut [Sums]) {
-    let Step { x: QuantRows { planes, stride, v, d, sums16, sums32, .. }, record, records, .. } = *step;
+unsafe fn large<const N: usize, const ASK: bool, const PLAN: u8, const SCALES: u8>(
+    step: &Step<'_>,
+    rows: &[u32],
+    acc: &mut [Sums],
+    ahead: &mut Ahead,
+) {
+    let Step { x: of_x, record, records, next } = *step;
     let rows: &[u32; N] = rows.first_chunk().expect("as many rows");
-    let acc: &mut [Sums; N] = acc.first_chunk_mut().expect("sums for each row");
     let offset_bits = _mm_cvtsi32_si128(record.scheme.offset.trailing_zeros() as i32);
+    let first = of_x.pointers(record.start / CHUNK, rows);
     for number in 0..records {
-        let start = record.start + number * CHUNK;
-        for plane in 0..planes {
-            let at: [usize; N] = std::array::from_fn(|n| (rows[n] as usize * planes + plane) * stride + start);
-            // SAFETY: the caller's: the blocks lie in each row of v, d and sums; the records are whole.
+        let acc: &mut [Sums; N] = acc[number * next.sums..].first_chunk_mut().expect("sums for each row");
+        let x = first.map(|x| x.wrapping_add(number * next.chunks));
+        for plane in 0..of_x.planes {
+            // SAFETY: the caller's: the chunks are there for each row; the records are whole.
             unsafe {
-                let x: [*const i8; N] = at.map(|at| v.as_ptr().add(at));
-                let (group_sums, group) = if pairs(SCALES) == 8 { (sums16, 16) } else { (sums32, 32) };
-                let x_sums: [*const i32; N] = at.map(|at| group_sums.as_ptr().add(at / group).cast());
+                let x = x.map(|x| x.add(plane));
                 for lane in [0, 8] {
-                    let half = Half::of(record, number * record.bytes.len(), lane);
+                    let half = Half::of(record, number * next.bytes, lane);
                     let mut sums = [_mm256_setzero_si256(); N];
                     macro_rules! octets {
                         ($($o:literal)*) => {$({
-                            if lane == 0 {
-                                step.fetch_ahead($o);
+                            if ASK && lane == 0 {
+                                ahead.octet();
                             }
                             let scale = |i| half.scale::<SCALES>($o * pairs(SCALES) / 4 + i * pairs(SCALES) / 32);
-                            let x = x.map(|x| x.add($o * OCTET));
+                            let x = x.map(|x| x.cast::<i8>().add($o * OCTET));
                             octet::<N, PLAN>(|i| half.code::<PLAN>($o, i), scale, x, &mut sums);
                         })*};
                     }
@@ -127,14 +130,18 @@ unsafe fn large<const N: usize, const PLAN: u8, const SCALES: u8>(step: &Step<'_
                         for pair in 0..pairs(SCALES) {
                             let m = half.pair::<SCALES>(pair);
                             for n in 0..N {
-                                let x_sums = _mm256_set1_epi32(x_sums[n].add(pair).read_unaligned());
-                                of_pairs[n] = _mm256_add_epi32(of_pairs[n], _mm256_madd_epi16(m, x_sums));
+                                let x_sums: *const i32 = match pairs(SCALES) {
+                                    8 => (&raw const (*x[n]).sums16).cast(),
+                                    _ => (&raw const (*x[n]).sums32).cast(),
+                                };
+                                let sums = _mm256_madd_epi16(m, _mm256_set1_epi32(*x_sums.add(pair)));
+                                of_pairs[n] = _mm256_add_epi32(of_pairs[n], sums);
                             }
                         }
                     }
                     let [w_d, w_min] = half.floats::<SCALES>();
                     for n in 0..N {
-                        let x_d = _mm256_set1_ps(*d.as_ptr().add(at[n] / CHUNK));
+                        let x_d = _mm256_set1_ps((*x[n]).d[0]);
                         let t = if SCALES >= BYTES16 {
                             let minus = _mm256_sll_epi32(of_pairs[n], offset_bits);
                             _mm256_mul_ps(w_d, _mm256_cvtepi32_ps(_mm256_sub_epi32(sums[n], minus)))
@@ -156,24 +163,32 @@ unsafe fn large<const N: usize, const PLAN: u8, const SCALES: u8>(step: &Step<'_
 /// # Safety
 /// `Run::check` must have passed for the step and these `N` rows; `PLAN` must be that of its source.
 #[target_feature(enable = "avx2,fma,f16c")]
-unsafe fn small<const N: usize, const PLAN: u8, const MINS: bool>(step: &Step<'_>, rows: &[u32], acc: &mut [Sums]) {
-    let Step { x: QuantRows { planes, stride, v, d, sums32, .. }, record, records, .. } = *step;
+unsafe fn small<const N: usize, const ASK: bool, const PLAN: u8, const MINS: bool>(
+    step: &Step<'_>,
+    rows: &[u32],
+    acc: &mut [Sums],
+    ahead: &mut Ahead,
+) {
+    let Step { x: of_x, record, records, next } = *step;
     let Record { scheme, octets, start, .. } = record;
     let rows: &[u32; N] = rows.first_chunk().expect("as many rows");
-    let acc: &mut [Sums; N] = acc.first_chunk_mut().expect("sums for each row");
     let mins = scheme.mins_at(octets);
     let offset = if by_sign(PLAN) { 0 } else { -i32::from(scheme.offset) };
+    let first = of_x.pointers(start / CHUNK, rows);
     for number in 0..records {
-        let bytes = number * record.bytes.len();
-        let start = start + number * CHUNK;
+        let acc: &mut [Sums; N] = acc[number * next.sums..].first_chunk_mut().expect("sums for each row");
+        let bytes = number * next.bytes;
+        let x = first.map(|x| x.wrapping_add(number * next.chunks));
         for o in 0..octets {
-            step.fetch_ahead(o);
-            for plane in 0..planes {
-                let at: [usize; N] = std::array::from_fn(|n| (rows[n] as usize * planes + plane) * stride + start);
-                // SAFETY: the caller's: the blocks lie in each row of v, d and sums; the records are whole.
+            if ASK {
+                ahead.octet();
+            }
+            for plane in 0..of_x.planes {
+                // SAFETY: the caller's: the chunks are there for each row; the records are whole.
                 unsafe {
-                    let x_sums = at.map(|at| i32::from(*sums32.as_ptr().add(at / OCTET + super::pair_place(o))));
-                    let x = at.map(|at| v.as_ptr().add(at + o * OCTET));
+                    let chunks = x.map(|x| &*x.add(plane));
+                    let x_sums = chunks.map(|x| i32::from(x.sums32[pair_place(o)]));
+                    let x = chunks.map(|x| x.v.as_ptr().add(o * OCTET));
                     for lane in [0, 8] {
                         let half = Half::of(record, bytes, lane);
                         let mut dots = x_sums.map(|sum| _mm256_set1_epi32(offset * sum));
@@ -182,7 +197,7 @@ unsafe fn small<const N: usize, const PLAN: u8, const MINS: bool>(step: &Step<'_
                         let floats = record.bytes.as_ptr().add(bytes + (o * PANEL_ROWS + lane) * 2);
                         let w_d = halves(floats);
                         for n in 0..N {
-                            let x_d = _mm256_set1_ps(*d.as_ptr().add(at[n] / OCTET + o));
+                            let x_d = _mm256_set1_ps(chunks[n].d[o]);
                             let mut t = _mm256_mul_ps(w_d, _mm256_cvtepi32_ps(dots[n]));
                             if MINS {
                                 t = _mm256_fmadd_ps(halves(floats.add(mins)), _mm256_set1_ps(x_sums[n] as f32), t);

@@ -2,11 +2,11 @@
 
 use std::arch::asm;
 use std::arch::x86_64::*;
-use std::mem::MaybeUninit;
+use std::mem::{MaybeUninit, offset_of};
 
 use super::records::{BYTES16, Integers, Source, code, halves, pairs};
-use super::steps::{self, Step, kernels};
-use super::{CHUNK, Dots, FLOAT_ROWS, LANES, LaneSums, OCTET, OCTETS, PANEL_ROWS, QuantRows, Run, Sums, pair_place};
+use super::steps::{self, Ahead, Step, kernels};
+use super::{CHUNK, Dots, FLOAT_ROWS, LANES, LaneSums, OCTET, OCTETS, PANEL_ROWS, RowChunk, Run, Sums, pair_place};
 use crate::panels::Record;
 
 /// # Safety
@@ -17,7 +17,7 @@ pub(super) unsafe fn run(run: Run<'_>, sums: &mut [Sums]) {
     unsafe { steps::run(run, kernels, sums) };
 }
 
-/// Adds the dots of a line of codes with four activations of each row, `4 I` from where `x` points.
+/// Adds the dots of a line of codes with four activations of each row, `4 I` of octet `o`.
 ///
 /// In assembly because a compiler that sees the broadcasts makes all of an octet's at once and, with more of them than
 /// registers, writes each to the stack and reads it again: prompts took more than twice as long.
@@ -26,15 +26,17 @@ pub(super) unsafe fn run(run: Run<'_>, sums: &mut [Sums]) {
 /// The activations must be there.
 #[inline]
 #[target_feature(enable = "avx512f,avx512vnni")]
-unsafe fn dot<const N: usize, const I: usize>(dots: &mut [__m512i; N], c: __m512i, x: [*const i8; N]) {
+unsafe fn dot<const N: usize, const I: usize>(dots: &mut [__m512i; N], c: __m512i, x: [*const RowChunk; N], o: usize) {
+    const { assert!(offset_of!(RowChunk, v) == 0) }
     for n in 0..N {
         // SAFETY: it reads the four activations that the caller speaks of.
         unsafe {
             asm!(
-                "vpdpbusd {dot}, {c}, dword ptr [{x} + {at}]{{1to16}}",
+                "vpdpbusd {dot}, {c}, dword ptr [{x} + {octet} + {at}]{{1to16}}",
                 dot = inout(zmm_reg) dots[n],
                 c = in(zmm_reg) c,
                 x = in(reg) x[n],
+                octet = in(reg) o * OCTET,
                 at = const I * 4,
                 options(pure, readonly, nostack, preserves_flags),
             );
@@ -44,11 +46,40 @@ unsafe fn dot<const N: usize, const I: usize>(dots: &mut [__m512i; N], c: __m512
 
 /// [`dot`] of some lines of an octet, whose codes `$code` gives by the line's number.
 macro_rules! dot_lines {
-    ($dots:expr, $x:expr, $code:expr, [$($i:literal)*]) => {
+    ($dots:expr, $x:expr, $o:expr, $code:expr, [$($i:literal)*]) => {
         {
-            $( dot::<_, $i>($dots, $code($i), $x); )*
+            $( dot::<_, $i>($dots, $code($i), $x, $o); )*
         }
     };
+}
+
+/// Adds the dots of minima, or of what else there is of each two groups, with a row's sums of groups `2 P` and
+/// `2 P + 1` at their places: of 16 values or of 32.
+///
+/// In assembly because a compiler makes two instructions of the one.
+///
+/// # Safety
+/// The chunks must be there.
+#[inline]
+#[target_feature(enable = "avx512f,avx512vnni")]
+unsafe fn dot_pair<const N: usize, const SIXTEENS: bool, const P: usize>(
+    dots: &mut [__m512i; N],
+    m: __m512i,
+    x: [*const RowChunk; N],
+) {
+    for n in 0..N {
+        // SAFETY: it reads these two sums.
+        unsafe {
+            asm!(
+                "vpdpwssd {dot}, {m}, dword ptr [{x} + {at}]{{1to16}}",
+                dot = inout(zmm_reg) dots[n],
+                m = in(zmm_reg) m,
+                x = in(reg) x[n],
+                at = const if SIXTEENS { offset_of!(RowChunk, sums16) } else { offset_of!(RowChunk, sums32) } + P * 4,
+                options(pure, readonly, nostack, preserves_flags),
+            );
+        }
+    }
 }
 
 /// Blocks of 256 values against `N` rows.
@@ -57,41 +88,42 @@ macro_rules! dot_lines {
 /// `Run::check` must have passed for the step and these `N` rows; `PLAN` and `SCALES` must be those of its source and
 /// its scheme.
 #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512vnni,f16c")]
-unsafe fn large<const N: usize, const PLAN: u8, const SCALES: u8>(step: &Step<'_>, rows: &[u32], acc: &mut [Sums]) {
-    let Step { x: QuantRows { planes, stride, v, d, sums16, sums32, .. }, record, records, .. } = *step;
+unsafe fn large<const N: usize, const ASK: bool, const PLAN: u8, const SCALES: u8>(
+    step: &Step<'_>,
+    rows: &[u32],
+    acc: &mut [Sums],
+    ahead: &mut Ahead,
+) {
+    let Step { x: of_x, record, records, next } = *step;
     let rows: &[u32; N] = rows.first_chunk().expect("as many rows");
-    let acc: &mut [Sums; N] = acc.first_chunk_mut().expect("sums for each row");
-    let (codes, scales, record_bytes) = (Source::of(record), Integers::of(record), record.bytes.len());
     let offset_bits = _mm_cvtsi32_si128(record.scheme.offset.trailing_zeros() as i32);
-    // SAFETY: the caller's: the blocks lie in each row of v, d and sums; the records are whole.
+    let (mut codes, mut integers) = (Source::of(record), Integers::of(record));
+    let mut x = of_x.pointers(record.start / CHUNK, rows);
+    // SAFETY: the caller's: the chunks are there for each row; the records are whole.
     unsafe {
-        let mut out: [__m512; N] = std::array::from_fn(|n| _mm512_loadu_ps(acc[n].as_ptr()));
         for number in 0..records {
-            let (mut source, integers) = (codes.after(number * record_bytes), scales.after(number * record_bytes));
-            let start = record.start + number * CHUNK;
-            for plane in 0..planes {
-                let at: [usize; N] = std::array::from_fn(|n| (rows[n] as usize * planes + plane) * stride + start);
-                let x: [*const i8; N] = at.map(|at| v.as_ptr().add(at));
-                let mut sums = [_mm512_setzero_si512(); N];
+            let acc: &mut [Sums; N] = acc[number * next.sums..].first_chunk_mut().expect("sums for each row");
+            for plane in 0..of_x.planes {
+                let x = x.map(|x| x.add(plane));
+                let (mut sums, mut source) = ([_mm512_setzero_si512(); N], codes);
                 for t in 0..2 {
-                    octet::<N, PLAN, SCALES, 0>(step, (&mut source, integers), x, t, &mut sums);
-                    octet::<N, PLAN, SCALES, 1>(step, (&mut source, integers), x, t, &mut sums);
-                    octet::<N, PLAN, SCALES, 2>(step, (&mut source, integers), x, t, &mut sums);
-                    octet::<N, PLAN, SCALES, 3>(step, (&mut source, integers), x, t, &mut sums);
+                    octet::<N, ASK, PLAN, SCALES, 0>((&mut source, integers), x, t, &mut sums, ahead);
+                    octet::<N, ASK, PLAN, SCALES, 1>((&mut source, integers), x, t, &mut sums, ahead);
+                    octet::<N, ASK, PLAN, SCALES, 2>((&mut source, integers), x, t, &mut sums, ahead);
+                    octet::<N, ASK, PLAN, SCALES, 3>((&mut source, integers), x, t, &mut sums, ahead);
                 }
-                let (group_sums, group) = if pairs(SCALES) == 8 { (sums16, 16) } else { (sums32, 32) };
-                let x_sums: [*const i32; N] = at.map(|at| group_sums.as_ptr().add(at / group).cast());
                 let mut of_pairs = [_mm512_setzero_si512(); N];
-                for pair in 0..pairs(SCALES) {
-                    let m = integers.pair::<SCALES>(pair);
-                    for n in 0..N {
-                        let x_sums = _mm512_set1_epi32(x_sums[n].add(pair).read_unaligned());
-                        of_pairs[n] = _mm512_dpwssd_epi32(of_pairs[n], m, x_sums);
-                    }
+                macro_rules! dot_pairs {
+                    ($sixteens:literal, [$($pair:literal)*]) => {{
+                        $( dot_pair::<N, $sixteens, $pair>(&mut of_pairs, integers.pair::<SCALES>($pair), x); )*
+                    }};
+                }
+                match pairs(SCALES) {
+                    8 => dot_pairs!(true, [0 1 2 3 4 5 6 7]),
+                    _ => dot_pairs!(false, [0 1 2 3]),
                 }
                 let [w_d, w_min] = integers.floats::<SCALES>();
                 for n in 0..N {
-                    let x_d = _mm512_set1_ps(*d.as_ptr().add(at[n] / CHUNK));
                     let t = if SCALES >= BYTES16 {
                         let minus = _mm512_sll_epi32(of_pairs[n], offset_bits);
                         _mm512_mul_ps(w_d, _mm512_cvtepi32_ps(_mm512_sub_epi32(sums[n], minus)))
@@ -99,12 +131,12 @@ unsafe fn large<const N: usize, const PLAN: u8, const SCALES: u8>(step: &Step<'_
                         let t = _mm512_mul_ps(w_d, _mm512_cvtepi32_ps(sums[n]));
                         _mm512_fmadd_ps(w_min, _mm512_cvtepi32_ps(of_pairs[n]), t)
                     };
-                    out[n] = _mm512_fmadd_ps(x_d, t, out[n]);
+                    let out = _mm512_fmadd_ps(_mm512_set1_ps((*x[n]).d[0]), t, _mm512_loadu_ps(acc[n].as_ptr()));
+                    _mm512_storeu_ps(acc[n].as_mut_ptr(), out);
                 }
             }
-        }
-        for n in 0..N {
-            _mm512_storeu_ps(acc[n].as_mut_ptr(), out[n]);
+            (codes, integers) = (codes.after(next.bytes), integers.after(next.bytes));
+            x = x.map(|x| x.wrapping_add(next.chunks));
         }
     }
 }
@@ -115,25 +147,27 @@ unsafe fn large<const N: usize, const PLAN: u8, const SCALES: u8>(step: &Step<'_
 /// As for [`large`].
 #[inline]
 #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512vnni")]
-unsafe fn octet<const N: usize, const PLAN: u8, const SCALES: u8, const Q: usize>(
-    step: &Step<'_>,
+unsafe fn octet<const N: usize, const ASK: bool, const PLAN: u8, const SCALES: u8, const Q: usize>(
     (source, integers): (&mut Source, Integers),
-    x: [*const i8; N],
+    x: [*const RowChunk; N],
     t: usize,
     sums: &mut [__m512i; N],
+    ahead: &mut Ahead,
 ) {
     let groups = pairs(SCALES) / 4; // of an octet
-    step.fetch_ahead(t * 4 + Q);
+    let o = t * 4 + Q;
+    if ASK {
+        ahead.octet();
+    }
     // SAFETY: the caller's.
     unsafe {
         for g in 0..groups {
             let mut dots = [_mm512_setzero_si512(); N];
-            let x = x.map(|x| x.add((t * 4 + Q) * OCTET));
             let code = |i| code::<PLAN>(*source, [t, Q], i);
             match (groups, g) {
-                (1, _) => dot_lines!(&mut dots, x, code, [0 1 2 3 4 5 6 7]),
-                (_, 0) => dot_lines!(&mut dots, x, code, [0 1 2 3]),
-                _ => dot_lines!(&mut dots, x, code, [4 5 6 7]),
+                (1, _) => dot_lines!(&mut dots, x, o, code, [0 1 2 3 4 5 6 7]),
+                (_, 0) => dot_lines!(&mut dots, x, o, code, [0 1 2 3]),
+                _ => dot_lines!(&mut dots, x, o, code, [4 5 6 7]),
             }
             let group = Q * groups + g; // of those of these four octets
             let s = Integers::scale::<SCALES>(integers.line(t * groups + group / 4), group % 4);
@@ -159,66 +193,62 @@ unsafe fn octet<const N: usize, const PLAN: u8, const SCALES: u8, const Q: usize
 /// # Safety
 /// `Run::check` must have passed for the step and these `N` rows; `PLAN` must be that of its source.
 #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512vnni,f16c")]
-unsafe fn small<const N: usize, const PLAN: u8, const MINS: bool>(step: &Step<'_>, rows: &[u32], acc: &mut [Sums]) {
-    let Step { x: QuantRows { planes, stride, v, d, sums32, .. }, record, records, .. } = *step;
-    let Record { scheme, bytes, octets, start } = record;
+unsafe fn small<const N: usize, const ASK: bool, const PLAN: u8, const MINS: bool>(
+    step: &Step<'_>,
+    rows: &[u32],
+    acc: &mut [Sums],
+    ahead: &mut Ahead,
+) {
+    let Step { x: of_x, record: Record { scheme, bytes, octets, start }, records, next } = *step;
     let rows: &[u32; N] = rows.first_chunk().expect("as many rows");
-    let acc: &mut [Sums; N] = acc.first_chunk_mut().expect("sums for each row");
-    let (codes, mins) = (Source::of(record), scheme.mins_at(octets));
-    // SAFETY: the caller's: the blocks lie in each row of v, d and sums; the records are whole.
+    let (mut codes, mins) = (Source::of(step.record), scheme.mins_at(octets));
+    let mut floats = bytes.as_ptr();
+    let mut x = of_x.pointers(start / CHUNK, rows);
+    // SAFETY: the caller's: the chunks are there for each row; the records are whole.
     unsafe {
         let offset = _mm256_set1_epi32(-i32::from(scheme.offset));
-        let mut sums: [__m512; N] = std::array::from_fn(|n| _mm512_loadu_ps(acc[n].as_ptr()));
-        let mut of_x = [[MaybeUninit::uninit(); N]; 2];
+        let mut x_sums = [[MaybeUninit::uninit(); N]; 2];
         for number in 0..records {
-            let (bytes, source) = (bytes.as_ptr().add(number * bytes.len()), codes.after(number * bytes.len()));
-            for plane in 0..planes {
-                for n in 0..N {
-                    let at = (rows[n] as usize * planes + plane) * stride + start + number * CHUNK;
-                    of_x[plane][n].write(OfRow {
-                        v: v.as_ptr().add(at),
-                        d: _mm256_loadu_ps(d.as_ptr().add(at / OCTET)),
-                        sums: of_octets::<MINS>(sums32.as_ptr().add(at / OCTET), offset),
-                    });
-                }
-            }
-            for o in 0..octets {
-                step.fetch_ahead(o);
-                let w_d = halves(bytes.add(o * PANEL_ROWS * 2));
-                for plane in 0..planes {
-                    let of_x = of_x[plane].each_ref().map(|of| of.assume_init_ref());
-                    let mut dots = match MINS {
-                        false => of_x.map(|of| _mm512_set1_epi32(word(&of.sums, o))),
-                        true => [_mm512_setzero_si512(); N],
-                    };
-                    let x = of_x.map(|of| of.v.add(o * OCTET));
-                    let code = |i| code::<PLAN>(source, [o / 4, o % 4], i);
-                    dot_lines!(&mut dots, x, code, [0 1 2 3 4 5 6 7]);
+            if number == 0 || next.chunks > 0 {
+                for plane in 0..of_x.planes {
                     for n in 0..N {
-                        let mut t = _mm512_mul_ps(w_d, _mm512_cvtepi32_ps(dots[n]));
-                        if MINS {
-                            let min = halves(bytes.add(mins + o * PANEL_ROWS * 2));
-                            t = _mm512_fmadd_ps(min, _mm512_set1_ps(word(&of_x[n].sums, o)), t);
-                        }
-                        sums[n] = _mm512_fmadd_ps(_mm512_set1_ps(word(&of_x[n].d, o)), t, sums[n]);
+                        x_sums[plane][n].write(of_octets::<MINS>(&(*x[n].add(plane)).sums32, offset));
                     }
                 }
             }
-        }
-        for n in 0..N {
-            _mm512_storeu_ps(acc[n].as_mut_ptr(), sums[n]);
+            let acc: &mut [Sums; N] = acc[number * next.sums..].first_chunk_mut().expect("sums for each row");
+            let mut sums: [__m512; N] = std::array::from_fn(|n| _mm512_loadu_ps(acc[n].as_ptr()));
+            for o in 0..octets {
+                if ASK {
+                    ahead.octet();
+                }
+                let w_d = halves(floats.add(o * PANEL_ROWS * 2));
+                for plane in 0..of_x.planes {
+                    let x = x.map(|x| x.add(plane));
+                    let x_sums = x_sums[plane].each_ref().map(|sums| sums.assume_init_ref());
+                    let mut dots = match MINS {
+                        false => x_sums.map(|sums| _mm512_set1_epi32(word(sums, o))),
+                        true => [_mm512_setzero_si512(); N],
+                    };
+                    let code = |i| code::<PLAN>(codes, [o / 4, o % 4], i);
+                    dot_lines!(&mut dots, x, o, code, [0 1 2 3 4 5 6 7]);
+                    for n in 0..N {
+                        let mut t = _mm512_mul_ps(w_d, _mm512_cvtepi32_ps(dots[n]));
+                        if MINS {
+                            let min = halves(floats.add(mins + o * PANEL_ROWS * 2));
+                            t = _mm512_fmadd_ps(min, _mm512_set1_ps(word(x_sums[n], o)), t);
+                        }
+                        sums[n] = _mm512_fmadd_ps(_mm512_set1_ps(*(*x[n]).d.as_ptr().add(o)), t, sums[n]);
+                    }
+                }
+            }
+            for n in 0..N {
+                _mm512_storeu_ps(acc[n].as_mut_ptr(), sums[n]);
+            }
+            (codes, floats) = (codes.after(next.bytes), floats.wrapping_add(next.bytes));
+            x = x.map(|x| x.wrapping_add(next.chunks));
         }
     }
-}
-
-/// What small blocks want to know of a row in a record.
-#[derive(Clone, Copy)]
-struct OfRow {
-    v: *const i8,
-    /// Of each octet, from here on.
-    d: __m256,
-    /// See [`of_octets`].
-    sums: __m256i,
 }
 
 /// One of the eight words of a vector of 256 bits, from memory, so that it can be broadcast from there.
@@ -233,20 +263,16 @@ unsafe fn word<V, T: Copy>(vector: &V, i: usize) -> T {
 }
 
 /// Of each octet in order, what dots start with for codes with an offset; where there are minima, the sum as a float.
-///
-/// # Safety
-/// The sums of a whole record must be there.
 #[inline]
 #[target_feature(enable = "avx512f,avx512vl")]
-unsafe fn of_octets<const MINS: bool>(sums: *const i16, offset: __m256i) -> __m256i {
-    // SAFETY: the caller's; the places are eight words.
-    unsafe {
-        let places = _mm256_loadu_si256(const { &PLACES }.as_ptr().cast());
-        let sums = _mm256_permutexvar_epi32(places, _mm256_cvtepi16_epi32(_mm_loadu_si128(sums.cast())));
-        match MINS {
-            false => _mm256_mullo_epi32(sums, offset),
-            true => _mm256_castps_si256(_mm256_cvtepi32_ps(sums)),
-        }
+fn of_octets<const MINS: bool>(sums: &[i16; OCTETS], offset: __m256i) -> __m256i {
+    // SAFETY: the places and the sums are eight each.
+    let (places, sums) =
+        unsafe { (_mm256_loadu_si256(const { &PLACES }.as_ptr().cast()), _mm_loadu_si128(sums.as_ptr().cast())) };
+    let sums = _mm256_permutexvar_epi32(places, _mm256_cvtepi16_epi32(sums));
+    match MINS {
+        false => _mm256_mullo_epi32(sums, offset),
+        true => _mm256_castps_si256(_mm256_cvtepi32_ps(sums)),
     }
 }
 

@@ -1,6 +1,6 @@
 //! Activations laid out in groups of 16 rows, for products of many rows, and the sums that come of them.
 
-use super::{CHUNK, OCTET, OCTETS, PANEL_ROWS, QuantRows, pair_place};
+use super::{CHUNK, OCTETS, PANEL_ROWS, QuantRows, RowChunk, pair_place};
 
 /// Rows of activations in a group.
 pub(crate) const TILE_ROWS: usize = 16;
@@ -35,15 +35,18 @@ pub(crate) struct ChunkOf<'a> {
     pub raised: u8,
 }
 
-fn arrange_values(of: ChunkOf<'_>, rows: &[u32], v: &mut [[i8; CHUNK]; TILE_ROWS]) {
-    let ChunkOf { x, plane, chunk, raised } = of;
-    for (i, v) in v.iter_mut().enumerate() {
-        match rows.get(i) {
-            Some(&row) => {
-                let at = (row as usize * x.planes + plane) * x.stride + chunk * CHUNK;
-                v.iter_mut().zip(&x.v[at..at + CHUNK]).for_each(|(v, x)| *v = x ^ raised as i8);
+impl<'a> ChunkOf<'a> {
+    /// Of a row.
+    fn of(self, row: u32) -> &'a RowChunk {
+        &self.x.chunk(self.chunk, row as usize)[self.plane]
+    }
+
+    fn arrange_values(self, rows: &[u32], v: &mut [[i8; CHUNK]; TILE_ROWS]) {
+        for (i, v) in v.iter_mut().enumerate() {
+            match rows.get(i) {
+                Some(&row) => v.iter_mut().zip(&self.of(row).v).for_each(|(v, x)| *v = x ^ self.raised as i8),
+                None => v.fill(0),
             }
-            None => v.fill(0),
         }
     }
 }
@@ -53,18 +56,10 @@ impl LargeRows {
 
     /// Takes in a chunk of a plane of up to 16 rows.
     pub fn arrange(&mut self, of: ChunkOf<'_>, rows: &[u32]) {
-        arrange_values(of, rows, &mut self.v);
-        let ChunkOf { x, plane, chunk, .. } = of;
+        of.arrange_values(rows, &mut self.v);
         for i in 0..TILE_ROWS {
-            let (sums16, sums32) = (&mut self.sums16[i], &mut self.sums32[i]);
-            let Some(&row) = rows.get(i) else {
-                (*sums16, *sums32, self.d[i]) = ([0; _], [0; _], 0.0);
-                continue;
-            };
-            let at = (row as usize * x.planes + plane) * x.stride + chunk * CHUNK;
-            sums16.copy_from_slice(&x.sums16[at / 16..][..16]);
-            sums32.copy_from_slice(&x.sums32[at / 32..][..8]);
-            self.d[i] = x.d[at / CHUNK];
+            let x = rows.get(i).map_or(&RowChunk::ZERO, |&row| of.of(row));
+            (self.sums16[i], self.sums32[i], self.d[i]) = (x.sums16, x.sums32, x.d[0]);
         }
     }
 }
@@ -74,14 +69,11 @@ impl SmallRows {
 
     /// Takes in a chunk of a plane of up to 16 rows.
     pub fn arrange(&mut self, of: ChunkOf<'_>, rows: &[u32]) {
-        arrange_values(of, rows, &mut self.v);
-        let ChunkOf { x, plane, chunk, .. } = of;
-        for o in 0..OCTETS {
-            for i in 0..TILE_ROWS {
-                (self.d[o][i], self.sums[o][i]) = rows.get(i).map_or((0.0, 0), |&row| {
-                    let at = ((row as usize * x.planes + plane) * x.stride + chunk * CHUNK) / OCTET;
-                    (x.d[at + o], i32::from(x.sums32[at + pair_place(o)]))
-                });
+        of.arrange_values(rows, &mut self.v);
+        for i in 0..TILE_ROWS {
+            let x = rows.get(i).map_or(&RowChunk::ZERO, |&row| of.of(row));
+            for o in 0..OCTETS {
+                (self.d[o][i], self.sums[o][i]) = (x.d[o], i32::from(x.sums32[pair_place(o)]));
             }
         }
     }

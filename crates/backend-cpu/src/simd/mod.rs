@@ -19,6 +19,7 @@ mod portable;
 mod records;
 #[cfg(target_arch = "x86_64")]
 mod records_avx2;
+mod rows;
 #[cfg(target_arch = "x86_64")]
 mod scaled;
 #[cfg(target_arch = "x86_64")]
@@ -35,6 +36,7 @@ use crate::panels::{Panels, Record};
 use crate::unpack;
 
 pub(crate) use interleave::{Strided, interleave};
+pub(crate) use rows::{QuantRows, RowChunk, pair_place};
 
 /// Weight rows of a panel: outputs that are computed side by side.
 pub(crate) const PANEL_ROWS: usize = 16;
@@ -46,6 +48,9 @@ pub(crate) const OCTET: usize = 32;
 pub(crate) const OCTETS: usize = CHUNK / OCTET;
 /// Panels that are read side by side where memory is what a product waits for: more streams get more of its width.
 pub(crate) const STREAMS: usize = 4;
+/// Rows up to which a core of AMD's reads one stream faster, without asking ahead (Zen 4, measured; one of Intel's
+/// reads four faster, asked for ahead).
+pub(crate) const IN_TURN_ROWS_MAX: usize = 3;
 /// Lanes over which a dot of floats is spread.
 pub(crate) const LANES: usize = 16;
 /// Weight rows of floats that are multiplied at a time.
@@ -76,46 +81,6 @@ impl Codes {
     }
 }
 
-/// Where the sum of a group lies among those of a row: of each four groups 0, 2, 1, 3, for bytes of four groups turn to
-/// words of groups 0 and 2 by a mask, and to those of 1 and 3 by a shift.
-pub(crate) const fn pair_place(group: usize) -> usize {
-    group / 4 * 4 + [0, 2, 1, 3][group % 4]
-}
-
-/// Rows of quantised activations: `x = sum over planes of d * v`.
-#[derive(Clone, Copy)]
-pub(crate) struct QuantRows<'a> {
-    /// Values that share a scale: 32 or 256.
-    pub block: usize,
-    /// 1 or 2.
-    pub planes: usize,
-    /// Values of a row with its padding of zeros: a multiple of 256.
-    pub stride: usize,
-    /// `[rows, planes, stride]`, each in -127..=127
-    pub v: &'a [i8],
-    /// `[rows, planes, stride / block]`
-    pub d: &'a [f32],
-    /// Sums of 16 values, at their [`pair_place`]. `[rows, planes, stride / 16]`
-    pub sums16: &'a [i16],
-    /// Sums of 32 values, alike. `[rows, planes, stride / 32]`
-    pub sums32: &'a [i16],
-}
-
-impl QuantRows<'_> {
-    pub fn rows(&self) -> usize {
-        self.v.len() / (self.stride * self.planes).max(1)
-    }
-
-    fn check(&self) {
-        assert!((self.block == OCTET || self.block == CHUNK) && (1..=2).contains(&self.planes));
-        assert!(self.stride.is_multiple_of(CHUNK));
-        let vectors = self.rows() * self.planes;
-        assert!(self.v.len() == vectors * self.stride && self.d.len() == vectors * (self.stride / self.block));
-        assert!(self.sums16.len() == vectors * (self.stride / 16));
-        assert!(self.sums32.len() == vectors * (self.stride / 32));
-    }
-}
-
 /// Panels against some rows.
 #[derive(Clone, Copy)]
 pub(crate) struct Run<'a> {
@@ -138,19 +103,16 @@ impl<'a> Run<'a> {
     fn check(&self, sums: &[Sums]) {
         let Run { panels, first, count, x, rows, .. } = *self;
         x.check();
-        assert!(x.block == panels.scheme.block && panels.records() * CHUNK <= x.stride);
+        assert!(x.block == panels.scheme.block && panels.records() <= x.count());
         assert!(panels.start() <= first && first + count <= panels.end());
-        assert!(sums.len() == count * rows.len() && rows.iter().all(|&r| (r as usize) < x.rows()));
+        assert!(sums.len() == count * rows.len() && rows.iter().all(|&r| (r as usize) < x.rows));
     }
 
-    /// The records of all panels in the order in which they are read: `(panel of the run, record)`.
+    /// All records: `(panel of the run, record)`.
     fn records(&self) -> impl Iterator<Item = (usize, Record<'a>)> {
-        let Run { panels, first, count, in_turn, .. } = *self;
-        let records = panels.records();
-        (0..records * count).map(move |i| {
-            let (k, number) = if in_turn { (i / records, i % records) } else { (i % count, i / count) };
-            (k, panels.record(first + k, number))
-        })
+        let Run { panels, first, count, .. } = *self;
+        let of_panel = move |k| (0..panels.records()).map(move |number| (k, panels.record(first + k, number)));
+        (0..count).flat_map(of_panel)
     }
 }
 

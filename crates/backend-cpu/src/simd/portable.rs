@@ -8,8 +8,8 @@ pub(super) fn record(run: Run<'_>, record: Record<'_>, codes: &Codes, sums: &mut
     let offset = i32::from(scheme.offset);
     for (&row, acc) in rows.iter().zip(sums) {
         for block in 0..octets * OCTET / scheme.block {
-            for plane in 0..x.planes {
-                let at = (row as usize * x.planes + plane) * x.stride + start + block * scheme.block;
+            for x in x.chunk(start / CHUNK, row as usize) {
+                let at = block * scheme.block;
                 let (mut i, mut j) = ([0; PANEL_ROWS], [0; PANEL_ROWS]);
                 for group in 0..scheme.block / scheme.group {
                     let v = &x.v[at + group * scheme.group..][..scheme.group];
@@ -34,7 +34,7 @@ pub(super) fn record(run: Run<'_>, record: Record<'_>, codes: &Codes, sums: &mut
                     if scheme.mins {
                         t = codes.min[block][lane].mul_add(j[lane] as f32, t);
                     }
-                    acc[lane] = x.d[at / scheme.block].mul_add(t, acc[lane]);
+                    acc[lane] = x.d[block].mul_add(t, acc[lane]);
                 }
             }
         }

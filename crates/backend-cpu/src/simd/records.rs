@@ -24,18 +24,18 @@ pub(super) const BYTES8: u8 = 3;
 
 /// The function with constants for the plan of a scheme of large blocks, and for the scales that go with it.
 macro_rules! with_large {
-    ($plan:expr, $function:ident[$($n:ident)?]) => {{
+    ($plan:expr, $function:ident[$($n:ident),*]) => {{
         use crate::panels::Plan;
         use crate::simd::records::{
             BYTES8, BYTES16, FOURS, NIBBLES, NIBBLES_AND_ONE, NIBBLES_AND_TWO, PAIRS, PAIRS_AND_ONE, SIXES, TABLE,
         };
         match $plan {
-            Plan::Table => $function::<$($n,)? TABLE, BYTES8>,
-            Plan::Nibbles => $function::<$($n,)? NIBBLES, SIXES>,
-            Plan::NibblesAndOne => $function::<$($n,)? NIBBLES_AND_ONE, SIXES>,
-            Plan::NibblesAndTwo => $function::<$($n,)? NIBBLES_AND_TWO, BYTES16>,
-            Plan::Pairs => $function::<$($n,)? PAIRS, FOURS>,
-            Plan::PairsAndOne => $function::<$($n,)? PAIRS_AND_ONE, BYTES16>,
+            Plan::Table => $function::<$($n,)* TABLE, BYTES8>,
+            Plan::Nibbles => $function::<$($n,)* NIBBLES, SIXES>,
+            Plan::NibblesAndOne => $function::<$($n,)* NIBBLES_AND_ONE, SIXES>,
+            Plan::NibblesAndTwo => $function::<$($n,)* NIBBLES_AND_TWO, BYTES16>,
+            Plan::Pairs => $function::<$($n,)* PAIRS, FOURS>,
+            Plan::PairsAndOne => $function::<$($n,)* PAIRS_AND_ONE, BYTES16>,
             plan => unreachable!("large blocks with {plan:?}"),
         }
     }};

@@ -37,36 +37,34 @@ fn record(random: &mut Random, scheme: &Scheme, octets: usize) -> Vec<u8> {
 struct Rows {
     block: usize,
     planes: usize,
-    stride: usize,
-    v: Vec<i8>,
-    d: Vec<f32>,
-    sums16: Vec<i16>,
-    sums32: Vec<i16>,
+    rows: usize,
+    chunks: Vec<RowChunk>,
 }
 
 impl Rows {
-    fn new(random: &mut Random, rows: usize, planes: usize, [block, stride]: [usize; 2]) -> Self {
-        // The extremes, where 16-bit sums would overflow, come in whole rows.
-        let v: Vec<i8> = (0..rows * planes * stride)
-            .map(|i| match i / (stride * planes) {
+    fn new(random: &mut Random, rows: usize, planes: usize, [block, cols]: [usize; 2]) -> Self {
+        let mut chunks = vec![RowChunk::ZERO; cols.div_ceil(CHUNK) * rows * planes];
+        for (i, chunk) in chunks.iter_mut().enumerate() {
+            // The extremes, where 16-bit sums would overflow, come in whole rows.
+            chunk.v = std::array::from_fn(|_| match i / planes % rows {
                 0 => 127,
                 1 => -127,
                 _ => ((random.next() % 255) as i16 - 127) as i8,
-            })
-            .collect();
-        let d = (0..v.len() / block).map(|_| random.unit()).collect();
-        let sums = |of: usize| {
-            let mut sums = vec![0; v.len() / of];
-            v.chunks(of).enumerate().for_each(|(i, v)| sums[pair_place(i)] = v.iter().map(|&v| i16::from(v)).sum());
-            sums
-        };
-        let (sums16, sums32) = (sums(16), sums(32));
-        Self { block, planes, stride, v, d, sums16, sums32 }
+            });
+            chunk.d = std::array::from_fn(|b| if b < CHUNK / block { random.unit() } else { f32::NAN });
+            let sums = |of: usize, to: &mut [i16]| {
+                let all = chunk.v.chunks(of).map(|v| v.iter().map(|&v| i16::from(v)).sum());
+                all.enumerate().for_each(|(i, sum)| to[pair_place(i)] = sum);
+            };
+            sums(16, &mut chunk.sums16);
+            sums(32, &mut chunk.sums32);
+        }
+        Self { block, planes, rows, chunks }
     }
 
     fn rows(&self) -> QuantRows<'_> {
-        let Self { block, planes, stride, ref v, ref d, ref sums16, ref sums32 } = *self;
-        QuantRows { block, planes, stride, v, d, sums16, sums32 }
+        let Self { block, planes, rows, ref chunks } = *self;
+        QuantRows { block, planes, rows, chunks }
     }
 }
 
