@@ -27,16 +27,16 @@ mod x86 {
     use crate::panels::{LINE_BYTES, Panels};
     use crate::simd::amx::{self, Next, TileScratch, Tiles};
     use crate::simd::groups::{ChunkOf, LargeRows, SmallRows, TILE_ROWS, TileSums};
-    use crate::simd::twins::{self, Twins};
+    use crate::simd::twins::Twins;
     use crate::simd::{CHUNK, OCTET, ask};
     use crate::team::{Shares, share};
 
-    const _: () = assert!(TILE_ROWS == GROUP_ROWS);
+    const _: () = assert!(TILE_ROWS == GROUP_ROWS && amx::TOGETHER == TOGETHER);
 
     /// Rows of a job from which groups are faster than a few rows at a time.
     fn rows_min(isa: Isa) -> usize {
         match isa {
-            Isa::Amx => 6,
+            Isa::Amx => 13,
             Isa::Avx512 => 24,
             Isa::Avx2 | Isa::Portable => usize::MAX,
         }
@@ -45,7 +45,7 @@ mod x86 {
     /// Bytes of activations that a panel meets at once: half of a usual second-level cache.
     const PASS_BYTES: usize = 1 << 20;
     /// Panels whose outputs are written together: a row's then share a page.
-    const WRITTEN_PANELS: usize = 4;
+    const WRITTEN_PANELS: usize = 8;
     /// Groups of 16 rows in a pass at most.
     const PASS_GROUPS_MAX: usize = 32;
 
@@ -93,7 +93,6 @@ mod x86 {
                     continue;
                 }
                 let x = x.quantised(block);
-                let raised = if core.simd.isa() == Isa::Amx { 0 } else { twins::RAISED };
                 let all_groups = sixteens.len() * x.planes;
                 let chunks = x.count();
                 self.all_groups = all_groups;
@@ -114,7 +113,7 @@ mod x86 {
                         (0..count).for_each(|k| of_group[k] = rows.get(first + k) as u32);
                         for (plane, chunk) in (0..x.planes).flat_map(|p| (0..chunks).map(move |c| (p, c))) {
                             let to = chunk * all_groups + at * x.planes + plane;
-                            let of = ChunkOf { x, plane, chunk, raised };
+                            let of = ChunkOf { x, plane, chunk, for_tiles: core.simd.isa() == Isa::Amx };
                             // SAFETY: each group is one member's.
                             unsafe {
                                 match block {
@@ -183,14 +182,12 @@ mod x86 {
             sums.resize(panels.len() * groups.len(), TileSums::ZERO); // the first record overwrites them
             let of = matrix.panels().expect("a block format");
             if core.simd.isa() == Isa::Amx {
-                for (panel, sums) in panels.clone().zip(sums.chunks_exact_mut(groups.len())) {
-                    panel_sums(core, of, panel, (arranged, i, &groups), scratch, sums);
-                }
-            } else {
-                let rows = job.x_rows.count();
-                for (panel, sums) in panels.clone().step_by(TOGETHER).zip(sums.chunks_mut(groups.len() * TOGETHER)) {
-                    twin_sums(core, of, panel, (arranged, i, &groups, rows), &mut scratch.tiles, sums);
-                }
+                tile_sums(core, of, panels.clone(), (arranged, i, &groups), &mut scratch.tiles, sums);
+                continue;
+            }
+            let rows = job.x_rows.count();
+            for (panel, sums) in panels.clone().step_by(TOGETHER).zip(sums.chunks_mut(groups.len() * TOGETHER)) {
+                twin_sums(core, of, panel, (arranged, i, &groups, rows), &mut scratch.tiles, sums);
             }
         }
         let [values, up] = &mut sums;
@@ -251,38 +248,41 @@ mod x86 {
         }
     }
 
-    /// The sums of one matrix. sums `[groups]`
-    fn panel_sums(
+    /// The sums of some panels of one matrix, with tiles. They meet a chunk of the activations together, which then
+    /// stays in the second-level cache. sums `[panels, groups]`
+    fn tile_sums(
         core: &Core,
         panels: &Panels,
-        panel: usize,
+        some: Range<usize>,
         (arranged, job, groups): (&Arranged, usize, &Range<usize>),
-        scratch: &mut PanelScratch,
+        scratch: &mut Scratch,
         sums: &mut [TileSums],
     ) {
-        let scheme = &panels.scheme;
-        let tile_scratch = scratch.tiles.tiles.get_or_insert_with(TileScratch::boxed);
+        let block = panels.scheme.block;
+        let scratch = scratch.tiles.get_or_insert_with(TileScratch::boxed);
         let range = arranged.range(job, groups, core.precision.planes());
         // SAFETY: rows are laid out for AMX alone; the tiles are dropped before another's are made.
-        let tiles = unsafe { Tiles::new(scheme.block) };
+        let tiles = unsafe { Tiles::new(block) };
         for chunk in 0..panels.records() {
-            let record = panels.record(panel, chunk);
-            let groups = |chunk: usize| {
-                let first = chunk % panels.records() * arranged.all_groups;
-                first + range.start..first + range.end
-            };
-            let after = panels.ahead(panel, chunk + 1, 1);
-            // SAFETY: AMX machines have AVX-512 with VNNI.
-            unsafe {
-                if scheme.block == CHUNK {
-                    let next = Next { record: after, group: &raw const arranged.large[groups(chunk + 1)][0].v };
-                    let groups = &arranged.large[groups(chunk)];
-                    amx::large_chunk(&tiles, record, (groups, next), tile_scratch, sums);
-                } else {
-                    let next = Next { record: after, group: &raw const arranged.small[groups(chunk + 1)][0].v };
-                    let groups = &arranged.small[groups(chunk)];
-                    let work = (&mut *scratch.codes, &mut **tile_scratch);
-                    amx::small_chunk(core.simd, &tiles, record, (groups, next), work, sums);
+            let first = chunk * arranged.all_groups;
+            let of_chunk = first + range.start..first + range.end;
+            for (panel, sums) in some.clone().step_by(TOGETHER).zip(sums.chunks_mut(groups.len() * TOGETHER)) {
+                let records = [panel, (panel + 1).min(some.end - 1)].map(|panel| panels.record(panel, chunk));
+                let (after, chunk) =
+                    if panel + TOGETHER < some.end { (panel + TOGETHER, chunk) } else { (some.start, chunk + 1) };
+                let next = Next {
+                    records: [after, after + 1].map(|panel| panels.ahead(panel, chunk, TOGETHER)),
+                    lines: records[0].bytes.len() / LINE_BYTES,
+                };
+                let records = &records[..sums.len() / groups.len()];
+                // SAFETY: AMX machines have AVX-512 with VNNI.
+                unsafe {
+                    match block {
+                        CHUNK => {
+                            amx::large_chunk(&tiles, records, &arranged.large[of_chunk.clone()], next, scratch, sums)
+                        }
+                        _ => amx::small_chunk(&tiles, records, &arranged.small[of_chunk.clone()], next, scratch, sums),
+                    }
                 }
             }
         }

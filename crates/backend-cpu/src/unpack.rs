@@ -38,11 +38,6 @@ fn record_plain(record: Record<'_>, out: &mut Codes) {
     scales_plain(record, out);
 }
 
-per_isa! {
-    /// The codes alone.
-    pub(crate) fn codes(record: Record<'_>, out: &mut [Line; 64]) = codes_plain
-}
-
 #[inline(always)]
 fn codes_plain(Record { scheme, bytes, octets, .. }: Record<'_>, out: &mut [Line; 64]) {
     let (lines, _) = bytes[scheme.codes_at(octets)..].as_chunks::<LINE_BYTES>();

@@ -65,7 +65,7 @@ impl Instruction {
             return None;
         }
         let (first, second, opcode, modrm) = (byte(1), byte(2), byte(3), byte(4));
-        if second & 0x84 != 0 || ![0x49, 0x4b, 0x5e].contains(&opcode) {
+        if second & 0x84 != 0 || ![0x49, 0x4b, 0x5c, 0x5e].contains(&opcode) {
             return None;
         }
         let extended = |low: u8, inverted: bool| usize::from(low & 7) + if inverted { 0 } else { 8 };
@@ -144,6 +144,7 @@ impl Tiles {
                     }
                 }
             }
+            (0x5c, 2, None) => self.multiply_floats([reg, rm, vvvv]),
             (0x5e, _, None) => self.multiply([reg, rm, vvvv], [prefix >= 2, prefix % 2 == 1]),
             _ => panic!("no kernel uses opcode {opcode:x} with prefix {prefix}"),
         }
@@ -167,25 +168,37 @@ impl Tiles {
     }
 
     /// Adds to each 32-bit word of `to` the dots of four bytes. signed: the operands
-    fn multiply(&mut self, [to, left, right]: [usize; 3], signed: [bool; 2]) {
+    fn multiply(&mut self, tiles: [usize; 3], signed: [bool; 2]) {
+        let value = |byte: u8, signed| if signed { i32::from(byte as i8) } else { i32::from(byte) };
+        self.add_products(tiles, |sum, x, w| {
+            let products = (0..4).map(|i| value(x[i], signed[0]) * value(w[i], signed[1]));
+            products.fold(i32::from_le_bytes(sum), i32::wrapping_add).to_le_bytes()
+        });
+    }
+
+    /// The same of floats with the dots of two of bf16. What kernels multiply is exact: nothing is said of rounding.
+    fn multiply_floats(&mut self, tiles: [usize; 3]) {
+        let value = |word: [u8; 4], i: usize| f32::from_le_bytes([0, 0, word[i * 2], word[i * 2 + 1]]);
+        self.add_products(tiles, |sum, x, w| {
+            let products = (0..2).map(|i| value(x, i) * value(w, i));
+            products.fold(f32::from_le_bytes(sum), |sum, product| sum + product).to_le_bytes()
+        });
+    }
+
+    /// To each word of `to` what `add` makes of it and the words that meet there.
+    fn add_products(&mut self, [to, left, right]: [usize; 3], add: impl Fn([u8; 4], [u8; 4], [u8; 4]) -> [u8; 4]) {
         assert!(to != left && to != right && left != right, "three tiles");
         let [(rows, bytes), (left_rows, left_bytes), (right_rows, right_bytes)] =
             [to, left, right].map(|t| self.shape(t));
         assert!(rows == left_rows && bytes == right_bytes && bytes.is_multiple_of(4) && left_bytes == right_rows * 4);
-        let value = |byte: u8, signed| if signed { i32::from(byte as i8) } else { i32::from(byte) };
+        let word =
+            |tile: &[[u8; 64]; 16], row: usize, at: usize| -> [u8; 4] { std::array::from_fn(|i| tile[row][at + i]) };
         for row in 0..rows {
             for column in (0..bytes).step_by(4) {
-                let word = |tile: &[[u8; 64]; 16], row: usize, at: usize| -> [u8; 4] {
-                    std::array::from_fn(|i| tile[row][at + i])
-                };
-                let mut sum = i32::from_le_bytes(word(&self.rows[to], row, column));
-                for k in 0..right_rows {
-                    let (x, w) = (word(&self.rows[left], row, k * 4), word(&self.rows[right], k, column));
-                    for i in 0..4 {
-                        sum = sum.wrapping_add(value(x[i], signed[0]) * value(w[i], signed[1]));
-                    }
-                }
-                self.rows[to][row][column..column + 4].copy_from_slice(&sum.to_le_bytes());
+                let sum = (0..right_rows).fold(word(&self.rows[to], row, column), |sum, k| {
+                    add(sum, word(&self.rows[left], row, k * 4), word(&self.rows[right], k, column))
+                });
+                self.rows[to][row][column..column + 4].copy_from_slice(&sum);
             }
         }
     }
@@ -205,7 +218,7 @@ mod tests {
             }
             let (left, right): ([[u8; 8]; 3], [[u8; 12]; 2]) = ($left, $right);
             let before: [[i32; 3]; 3] = std::array::from_fn(|i| std::array::from_fn(|j| (i * 1000 + j) as i32 - 7));
-            let mut after = [[0; 3]; 3];
+            let mut after = [[0i32; 3]; 3];
             // SAFETY: the tiles have the shapes of the arrays.
             unsafe {
                 asm!(
@@ -251,5 +264,31 @@ mod tests {
         check(product!("tdpbsud", left, right), [&signed, &unsigned]);
         check(product!("tdpbusd", left, right), [&unsigned, &signed]);
         check(product!("tdpbuud", left, right), [&unsigned, &unsigned]);
+    }
+
+    #[test]
+    fn products_of_floats_are_those_of_the_manual() {
+        if !crate::simd::amx::available() {
+            return println!("not tested: neither tiles nor a way to emulate them");
+        }
+        let bf16 = |value: usize| ((value as f32).to_bits() >> 16).to_le_bytes().first_chunk::<2>().copied().unwrap();
+        let of = |values: [usize; 4]| values.map(bf16).as_flattened().first_chunk::<8>().copied().unwrap();
+        let left = std::array::from_fn(|i| of([i + 1, 3, 64 * i, 7]));
+        let right = std::array::from_fn(|k| {
+            let words: [[u8; 2]; 6] = std::array::from_fn(|j| bf16(10 * k + j));
+            words.as_flattened().first_chunk::<12>().copied().unwrap()
+        });
+        let (before, after) = product!("tdpbf16ps", left, right);
+        for i in 0..3 {
+            for j in 0..3 {
+                let at = |k: usize, second: usize| 10 * k + 2 * j + second;
+                let dot = (i + 1) * at(0, 0) + 3 * at(0, 1) + 64 * i * at(1, 0) + 7 * at(1, 1);
+                // The sums before are no normal floats, which these instructions take for zeros.
+                let before = f32::from_bits(before[i][j].cast_unsigned());
+                let before = if before.is_nan() { before } else { 0.0 };
+                let (got, want) = (f32::from_bits(after[i][j].cast_unsigned()), before + dot as f32);
+                assert!(got == want || got.is_nan() && want.is_nan(), "row {i}, column {j}: {got} for {want}");
+            }
+        }
     }
 }

@@ -3,6 +3,7 @@
 //! `s (c - offset)` has 13 bits and a sign: `256 high + low`. Where scales have six bits and codes five without offset,
 //! it is `8 high + low`, the products of the code with either half of the scale: one multiplication serves two codes.
 
+use std::arch::asm;
 use std::arch::x86_64::*;
 use std::ops::Range;
 
@@ -115,14 +116,23 @@ impl Scaled {
         }
     }
 
-    /// What the sums of products with `low` and with `high` stand for.
+    /// What the sums of products with `low` and with `high` stand for. Without a shift, which would take the pipe that
+    /// multiplies.
     #[inline]
-    #[target_feature(enable = "avx512f")]
+    #[target_feature(enable = "avx512f,avx512bw")]
     pub fn sum<const SCALES: u8>([low, high]: [__m512i; 2]) -> __m512i {
-        let high = match SCALES {
-            ..BYTES16 => _mm512_slli_epi32::<3>(high),
-            _ => _mm512_slli_epi32::<8>(high),
-        };
-        _mm512_add_epi32(high, low)
+        if SCALES < BYTES16 {
+            let mut sum = high;
+            // SAFETY: sums of registers, in assembly because the compiler makes a shift of them.
+            unsafe {
+                asm!("vpaddd {0}, {0}, {0}", "vpaddd {0}, {0}, {0}", "vpaddd {0}, {0}, {0}", inout(zmm_reg) sum,
+                    options(pure, nomem, nostack, preserves_flags));
+            }
+            return _mm512_add_epi32(sum, low);
+        }
+        const BYTE_UP: [i8; 16] = [-1, 0, 1, 2, -1, 4, 5, 6, -1, 8, 9, 10, -1, 12, 13, 14]; // -1 for zero
+        // SAFETY: 16 bytes.
+        let byte_up = _mm512_broadcast_i32x4(unsafe { _mm_loadu_si128(BYTE_UP.as_ptr().cast()) });
+        _mm512_add_epi32(_mm512_shuffle_epi8(high, byte_up), low)
     }
 }

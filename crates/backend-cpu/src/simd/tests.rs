@@ -103,7 +103,11 @@ enum Groups {
 /// Products of panels with groups of rows, of each record in turn, against the portable kernels. product: `(panels,
 /// record, its groups, rows in all groups, sums [panel][group])`
 #[cfg(target_arch = "x86_64")]
-fn check_groups(seed: u64, raised: u8, mut product: impl FnMut(&Panels, usize, &Groups, usize, &mut [Vec<TileSums>])) {
+fn check_groups(
+    seed: u64,
+    for_tiles: bool,
+    mut product: impl FnMut(&Panels, usize, &Groups, usize, &mut [Vec<TileSums>]),
+) {
     let mut random = Random::new(seed);
     let (all_rows, stride) = (70, 512);
     let portable = testing::every_simd()[0];
@@ -122,7 +126,7 @@ fn check_groups(seed: u64, raised: u8, mut product: impl FnMut(&Panels, usize, &
                     _ => Groups::Small(vec![]),
                 };
                 for (rows, plane) in rows.chunks(16).flat_map(|rows| (0..planes).map(move |plane| (rows, plane))) {
-                    let of = ChunkOf { x: x.rows(), plane, chunk, raised };
+                    let of = ChunkOf { x: x.rows(), plane, chunk, for_tiles };
                     match &mut groups {
                         Groups::Large(groups) => {
                             groups.push(LargeRows::ZERO);
@@ -156,22 +160,29 @@ fn tiles_have_the_same_bits() {
     if !Isa::Amx.available() {
         return println!("tiles are not tested: this machine lacks AMX");
     }
-    let simd = Simd::choose(Some(Isa::Amx)).unwrap();
-    let (scratch, codes) = (&mut TileScratch::boxed(), &mut Codes::boxed());
-    check_groups(5, 0, |panels, chunk, groups, _, sums| {
-        for (panel, sums) in sums.iter_mut().enumerate() {
-            let record = panels.record(panel, chunk);
-            let next = Next { record: std::ptr::null(), group: std::ptr::null() };
+    let scratch = &mut TileScratch::boxed();
+    let next = Next { records: [std::ptr::null(); 2], lines: 0 };
+    let mut together = false;
+    check_groups(5, true, |panels, chunk, groups, _, sums| {
+        let mut run = |records: &[_], sums: &mut [TileSums]| {
             // SAFETY: AMX is available, and AVX-512 with it; no other tiles live here.
             unsafe {
                 let tiles = &Tiles::new(panels.scheme.block);
                 match groups {
-                    Groups::Large(groups) => amx::large_chunk(tiles, record, (groups, next), scratch, sums),
-                    Groups::Small(groups) => {
-                        amx::small_chunk(simd, tiles, record, (groups, next), (codes, scratch), sums)
-                    }
+                    Groups::Large(groups) => amx::large_chunk(tiles, records, groups, next, scratch, sums),
+                    Groups::Small(groups) => amx::small_chunk(tiles, records, groups, next, scratch, sums),
                 }
             }
+        };
+        // By turns both panels at once, and one after the other.
+        together = !together;
+        let records = [0, 1].map(|panel| panels.record(panel, chunk));
+        if together {
+            let mut both = sums.concat();
+            run(&records, &mut both);
+            sums.iter_mut().zip(both.chunks(both.len() / 2)).for_each(|(sums, both)| sums.copy_from_slice(both));
+        } else {
+            sums.iter_mut().zip(records).for_each(|(sums, record)| run(&[record], sums));
         }
     });
 }
@@ -183,7 +194,7 @@ fn twins_have_the_same_bits() {
         return println!("two panels at once are not tested: this machine lacks AVX-512");
     }
     let twins = &mut twins::Twins::boxed();
-    check_groups(7, twins::RAISED, |panels, chunk, groups, rows, sums| {
+    check_groups(7, false, |panels, chunk, groups, rows, sums| {
         let [first, second] = sums else { panic!("two panels") };
         // SAFETY: AVX-512 is available.
         unsafe {

@@ -17,9 +17,6 @@ use super::records::{
 use super::{CHUNK, OCTET, OCTETS, PANEL_ROWS};
 use crate::panels::{LINE_BYTES, Plan, Record, Scales, Scheme};
 
-/// What activations have more here than elsewhere.
-pub(crate) const RAISED: u8 = 0x80;
-
 /// Rows of activations that are multiplied together.
 const ROWS: usize = 4;
 
@@ -86,7 +83,7 @@ impl Twins {
         (self.scheme, self.octets) = (Some(*scheme), octets);
     }
 
-    /// What `super::run` computes, of the records at hand for rows whose activations are [`RAISED`]: `count` rows, and
+    /// What `super::run` computes, of the records at hand for rows that are not for tiles: `count` rows, and
     /// more up to a multiple of four. `fresh`: sums are set, not added to. planes: those of the group
     ///
     /// # Safety
@@ -339,12 +336,11 @@ unsafe fn multiply_large<const SCALES: u8>(
                 for n in 0..ROWS {
                     let mut t = _mm512_mul_ps(w_d, _mm512_cvtepi32_ps(sums[panel][n]));
                     if mins > 0 {
-                        let (sums32, sums16) = (&plane.sums32[row + n], &plane.sums16[row + n]);
+                        let sums = plane.sums_of(row + n, if mins == 4 { 32 } else { 16 });
                         let mut of_min = _mm512_setzero_si512();
                         for pair in 0..mins {
-                            let x_sums = if mins == 4 { &sums32[pair * 2..] } else { &sums16[pair * 2..] };
                             // SAFETY: a pair of sums is there.
-                            let x_sums = unsafe { x_sums.as_ptr().cast::<i32>().read_unaligned() };
+                            let x_sums = unsafe { sums[pair * 2..].as_ptr().cast::<i32>().read_unaligned() };
                             let m = load(&twins.m[pair][panel]);
                             of_min = _mm512_dpwssd_epi32(of_min, m, _mm512_set1_epi32(x_sums));
                         }
