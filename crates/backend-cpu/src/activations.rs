@@ -8,7 +8,7 @@
 use crate::Precision;
 use crate::isa::{Simd, per_isa};
 use crate::math::round_i16;
-use crate::memory::Source;
+use crate::memory::{Source, grow};
 use crate::simd::{CHUNK, LANES, OCTET, QuantRows, RowChunk, pair_place};
 use crate::team::{Shares, Team, share};
 
@@ -36,7 +36,8 @@ impl Wanted {
 #[derive(Default)]
 pub(crate) struct Activations {
     cols: usize,
-    /// `[rows, cols padded to 16]`
+    rows: usize,
+    /// `[rows, cols padded to 16]`, and what is left of other ops
     floats: Vec<f32>,
     small: Quantised,
     large: Quantised,
@@ -49,6 +50,9 @@ pub(crate) struct Activations {
 struct Quantised {
     planes: usize,
     rows: usize,
+    /// Chunks of a row.
+    count: usize,
+    /// Those of all rows, and what is left of other ops.
     chunks: Vec<RowChunk>,
 }
 
@@ -57,8 +61,8 @@ impl Quantised {
         let (rows, cols, planes) = (x.rows * x.heads, x.len, precision.planes());
         assert!(cols.is_multiple_of(block), "{cols} columns of a format with blocks of {block}");
         (self.planes, self.rows) = (planes, rows);
-        self.chunks.resize(cols.div_ceil(CHUNK) * rows * planes, RowChunk::ZERO);
-        let chunks = Shares::new(&mut self.chunks);
+        self.count = cols.div_ceil(CHUNK);
+        let chunks = Shares::new(grow(&mut self.chunks, self.count * rows * planes, RowChunk::ZERO));
         let quantise = match (block, planes) {
             (OCTET, 1) => quantise_small,
             (OCTET, _) => quantise_small_fine,
@@ -78,8 +82,8 @@ impl Quantised {
     }
 
     fn rows(&self, block: usize) -> QuantRows<'_> {
-        let Self { planes, rows, ref chunks } = *self;
-        QuantRows { block, planes, rows, chunks }
+        let Self { planes, rows, count, ref chunks } = *self;
+        QuantRows { block, planes, rows, chunks: &chunks[..count * rows * planes] }
     }
 }
 
@@ -87,11 +91,10 @@ impl Activations {
     /// Takes in each head of each row as a row of its own (row `r * heads + h`).
     pub fn prepare(&mut self, simd: Simd, team: &Team, x: Source<'_>, wanted: Wanted, precision: Precision) {
         let (rows, cols) = (x.rows * x.heads, x.len);
-        self.cols = cols;
+        (self.rows, self.cols) = (rows, cols);
         if wanted.floats {
             let padded = cols.next_multiple_of(LANES);
-            self.floats.resize(rows * padded, 0.0);
-            let floats = Shares::new(&mut self.floats);
+            let floats = Shares::new(grow(&mut self.floats, rows * padded, 0.0));
             team.run_if_worth(rows * cols, |member, members| {
                 for row in share(rows, member, members) {
                     // SAFETY: each row is one member's; `self` is borrowed until the team is done.
@@ -126,7 +129,8 @@ impl Activations {
 
     /// The f32 rows and their stride.
     pub fn floats(&self) -> (&[f32], usize) {
-        (&self.floats, self.cols.next_multiple_of(LANES))
+        let stride = self.cols.next_multiple_of(LANES);
+        (&self.floats[..self.rows * stride], stride)
     }
 
     /// The rows with a scale for each `block` values.

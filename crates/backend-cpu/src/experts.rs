@@ -5,7 +5,7 @@ use lingqu_backend::{ExpertWeights, FfnWeights, Routing, View, ViewMut};
 use crate::activations::Wanted;
 use crate::isa::per_isa;
 use crate::linear::{Job, RowSet, run_jobs};
-use crate::memory::{Routed, Source, Target};
+use crate::memory::{Routed, Source, Target, grow};
 use crate::team::{Shares, share};
 use crate::weights::{Experts, Gated};
 use crate::{Core, Result};
@@ -24,7 +24,7 @@ pub(crate) fn ffn(core: &Core, x: View<'_>, weights: &FfnWeights, out: ViewMut<'
         core.precision,
     );
     let inner = x.rows * weights.intermediate;
-    grow(&mut scratch.inner, inner);
+    grow(&mut scratch.inner, inner, 0.0);
     let job = Job {
         matrix: &gated.gate,
         up: Some(&gated.up),
@@ -109,8 +109,7 @@ pub(crate) fn experts(
         wanted(|e| e.gate.wanted().or(e.up.wanted())),
         core.precision,
     );
-    grow(&mut scratch.inner, slots * intermediate);
-    let inner = &mut scratch.inner[..slots * intermediate]; // [slots, intermediate]
+    let inner = grow(&mut scratch.inner, slots * intermediate, 0.0); // [slots, intermediate]
     let gate_up = active.iter().map(|&e| Job {
         matrix: &all[e].gate,
         up: Some(&all[e].up),
@@ -124,8 +123,7 @@ pub(crate) fn experts(
 
     let of_inner = Source::packed(inner, slots, intermediate);
     scratch.products.x.prepare(core.simd, &core.team, of_inner, wanted(|e| e.down.wanted()), core.precision);
-    grow(&mut scratch.outer, slots * hidden);
-    let outer = &mut scratch.outer[..slots * hidden]; // [slots, hidden]
+    let outer = grow(&mut scratch.outer, slots * hidden, 0.0); // [slots, hidden]
     let down = active.iter().map(|&e| Job {
         matrix: &all[e].down,
         up: None,
@@ -173,12 +171,6 @@ per_isa! {
 fn add_scaled_plain(y: &[f32], weight: f32, out: &mut [f32]) {
     for (y, out) in y.iter().zip(out) {
         *out = weight.mul_add(*y, *out);
-    }
-}
-
-pub(crate) fn grow(values: &mut Vec<f32>, len: usize) {
-    if values.len() < len {
-        values.resize(len, 0.0);
     }
 }
 

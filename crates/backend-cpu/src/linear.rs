@@ -108,20 +108,27 @@ pub(crate) struct Output {
 }
 
 impl Output {
-    /// Writes the outputs of a panel for row `i` of its job, with their biases.
+    /// Writes the outputs of some panels for row `i` of its job, with their biases. values: of each panel
     ///
     /// # Safety
-    /// The panel must be the caller's alone.
-    pub unsafe fn write(&self, job: &Job<'_>, panel: usize, i: usize, values: &[f32; PANEL_ROWS]) {
-        let first = panel * PANEL_ROWS;
-        let width = (job.matrix.rows() - first).min(PANEL_ROWS);
+    /// The panels must be the caller's alone.
+    pub unsafe fn write<'a>(
+        &self,
+        job: &Job<'_>,
+        panels: Range<usize>,
+        i: usize,
+        values: impl Iterator<Item = &'a [f32; PANEL_ROWS]>,
+    ) {
+        let [first, end] = [panels.start, panels.end].map(|panel| (panel * PANEL_ROWS).min(job.matrix.rows()));
         let at = job.out_rows.get(i) * self.stride + job.out_offset + first;
-        // SAFETY: these outputs are the panel's.
-        let out = unsafe { self.values.part(at..at + width) };
-        match out.first_chunk_mut::<PANEL_ROWS>() {
-            _ if job.adds => out.iter_mut().zip(values).for_each(|(out, value)| *out += value),
-            Some(out) => *out = *values,
-            None => out.copy_from_slice(&values[..width]),
+        // SAFETY: these outputs are the panels'.
+        let out = unsafe { self.values.part(at..at + end - first) };
+        for (out, values) in out.chunks_mut(PANEL_ROWS).zip(values) {
+            match out.first_chunk_mut::<PANEL_ROWS>() {
+                _ if job.adds => out.iter_mut().zip(values).for_each(|(out, value)| *out += value),
+                Some(out) => *out = *values,
+                None => out.copy_from_slice(&values[..out.len()]),
+            }
         }
         if !job.bias.is_empty() {
             out.iter_mut().zip(&job.bias[first..]).for_each(|(out, bias)| *out += bias);
@@ -291,11 +298,9 @@ fn run_some_panels(
         panel_dots(inputs, up, panels.clone(), scratch, &mut of_up[..all]);
         gated(core.simd, sums[..all].as_flattened_mut(), of_up[..all].as_flattened());
     }
-    for (panel, sums) in panels.zip(sums.chunks_exact(count)) {
-        for (i, sums) in sums.iter().enumerate() {
-            // SAFETY: a panel is in one piece of work, and a piece is one member's.
-            unsafe { out.write(job, panel, start + i, sums) };
-        }
+    for i in 0..count {
+        // SAFETY: a panel is in one piece of work, and a piece is one member's.
+        unsafe { out.write(job, panels.clone(), start + i, sums[i..all].iter().step_by(count)) };
     }
     scratch.sums = [sums, of_up];
 }

@@ -6,9 +6,8 @@ use lingqu_backend::{
 };
 
 use crate::activations::Wanted;
-use crate::experts::grow;
 use crate::linear::{Job, RowSet, gated, run_jobs};
-use crate::memory::{Source, Target};
+use crate::memory::{Source, Target, grow};
 use crate::team::{Shares, share};
 use crate::weights::{Gated, Matrix};
 use crate::{Core, OpScratch, Products, Result};
@@ -70,8 +69,7 @@ fn add(
         }
     }
     products.x.prepare_rows(core.simd, &core.team, x, FLOATS, core.precision);
-    grow(inner, slots * rank);
-    let inner = &mut inner[..slots * rank];
+    let inner = grow(inner, slots * rank, 0.0);
     inner.fill(0.0); // what is beyond a smaller rank meets zeros, and must be a number
     let own = |first: usize, rows: &[u32]| RowSet::Even { first, step: 1, count: rows.len() };
     let jobs: Vec<Job<'_>> = changes
@@ -124,8 +122,7 @@ pub(crate) fn ffn(
     let wanted = gate.wanted().or(up.wanted());
     products.x.prepare_rows(core.simd, &core.team, x, wanted, core.precision);
     let stride = 2 * intermediate;
-    grow(inner, x.rows * stride);
-    let inner = &mut inner[..x.rows * stride]; // [rows, gate and up]
+    let inner = grow(inner, x.rows * stride, 0.0); // [rows, gate and up]
     let job =
         |matrix, out_offset| Job { matrix, up: None, bias: &[], x_rows: rows, out_rows: rows, out_offset, adds: false };
     run_jobs(core, &[job(gate, 0), job(up, intermediate)], products, inner, stride)?;

@@ -24,6 +24,7 @@ mod x86 {
     use super::*;
     use crate::isa::Isa;
     use crate::linear::gated;
+    use crate::memory::grow;
     use crate::panels::{LINE_BYTES, Panels};
     use crate::simd::amx::{self, Next, TileScratch, Tiles};
     use crate::simd::groups::{ChunkOf, LargeRows, SmallRows, TILE_ROWS, TileSums};
@@ -96,11 +97,9 @@ mod x86 {
                 let all_groups = sixteens.len() * x.planes;
                 let chunks = x.count();
                 self.all_groups = all_groups;
-                match block {
-                    OCTET => self.small.resize(chunks * all_groups, SmallRows::ZERO),
-                    _ => self.large.resize(chunks * all_groups, LargeRows::ZERO),
-                }
-                let (small, large) = (Shares::new(&mut self.small), Shares::new(&mut self.large));
+                let wanted_of = |b: usize| if b == block { chunks * all_groups } else { 0 };
+                let small = Shares::new(grow(&mut self.small, wanted_of(OCTET), SmallRows::ZERO));
+                let large = Shares::new(grow(&mut self.large, wanted_of(CHUNK), LargeRows::ZERO));
                 core.team.run_if_worth(sixteens.len() * GROUP_ROWS * chunks * CHUNK, |member, members| {
                     for at in share(sixteens.len(), member, members) {
                         let (i, first) = sixteens[at];
@@ -178,8 +177,9 @@ mod x86 {
         out: Output,
     ) {
         let mut sums = std::mem::take(&mut scratch.tiles.sums);
+        let count = panels.len() * groups.len();
         for (matrix, sums) in [Some(job.matrix), job.up].into_iter().flatten().zip(&mut sums) {
-            sums.resize(panels.len() * groups.len(), TileSums::ZERO); // the first record overwrites them
+            let sums = grow(sums, count, TileSums::ZERO); // the first record overwrites them
             let of = matrix.panels().expect("a block format");
             if core.simd.isa() == Isa::Amx {
                 tile_sums(core, of, panels.clone(), (arranged, i, &groups), &mut scratch.tiles, sums);
@@ -192,16 +192,14 @@ mod x86 {
         }
         let [values, up] = &mut sums;
         if job.up.is_some() {
-            for (values, up) in values.iter_mut().zip(&*up) {
+            for (values, up) in values[..count].iter_mut().zip(&*up) {
                 gated(core.simd, values.0.as_flattened_mut(), up.0.as_flattened());
             }
         }
         for row in groups.start * GROUP_ROWS..job.x_rows.count().min(groups.end * GROUP_ROWS) {
-            for (panel, values) in panels.clone().zip(values.chunks_exact(groups.len())) {
-                let values = &values[row / GROUP_ROWS - groups.start].0[row % GROUP_ROWS];
-                // SAFETY: a panel is in one piece of work, and a piece is one member's.
-                unsafe { out.write(job, panel, row, values) };
-            }
+            let of_row = values[row / GROUP_ROWS - groups.start..count].iter().step_by(groups.len());
+            // SAFETY: a panel is in one piece of work, and a piece is one member's.
+            unsafe { out.write(job, panels.clone(), row, of_row.map(|sums| &sums.0[row % GROUP_ROWS])) };
         }
         scratch.tiles.sums = sums;
     }
